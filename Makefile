@@ -1,0 +1,45 @@
+# Everything sets itself up: `make demo` and `make test` work in a fresh checkout with nothing but Python and make.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+SOURCES := ddpm_deploy tests examples docs benchmarks
+
+.PHONY: demo test lint format bench bundle figures clean help
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+
+demo: $(READY) ## train on digits, export, prove parity, sample: pictures and a report in runs/demo
+	$(PY) examples/digits_demo.py --out runs/demo
+
+test: $(READY) ## all tests
+	$(PY) -m pytest
+
+lint: $(READY) ## ruff, ruff format and mypy
+	$(PY) -m ruff check $(wildcard $(SOURCES))
+	$(PY) -m ruff format --check $(wildcard $(SOURCES))
+	$(PY) -m mypy
+
+format: $(READY) ## put the code into shape
+	$(PY) -m ruff check --fix $(wildcard $(SOURCES))
+	$(PY) -m ruff format $(wildcard $(SOURCES))
+
+bench: $(READY) ## the sampler's own cost
+	$(PY) -m pytest benchmarks
+
+bundle: $(READY) ## train and export the digits bundle inside the package again
+	$(PY) examples/digits_demo.py --out runs/bundle --install
+
+figures: $(READY) ## draw the pictures of the docs again
+	$(PY) docs/make_figures.py
+
+clean: ## remove the virtual environment and all runs
+	rm -rf $(VENV) runs
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,openvino,train,export,plot,dev]'
+	@touch $(READY)
