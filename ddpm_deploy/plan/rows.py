@@ -1,0 +1,76 @@
+"""One compiled row of a plan, applied to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ddpm_deploy.plan.plan import Plan
+
+Array = NDArray[Any]
+Terms = tuple[tuple[int, Any], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row with its zeros left out: each state image as its few (column, factor) terms."""
+
+    to_x0: Terms
+    clip: tuple[Any, Any] | None
+    to_state: tuple[Terms, ...]
+    draws: bool
+    log_variance: tuple[Any, Any] | None
+
+    @classmethod
+    def compile(cls, plan: Plan, i: int, dtype: Any) -> Row:
+        K = len(plan.state)
+        p_x, p_m = plan.predict[i]
+        lo, hi = plan.clip[i].astype(dtype)
+        variance = None if plan.log_variance is None else tuple(plan.log_variance[i].astype(dtype))
+        return cls(
+            to_x0=_terms({0: p_x, K + 1: p_m}, dtype),
+            clip=None if np.isneginf(lo) and np.isposinf(hi) else (lo, hi),
+            to_state=tuple(_terms(dict(enumerate(row)), dtype) for row in plan.update[i]),
+            draws=plan.draws_noise[i],
+            log_variance=variance,
+        )
+
+    def apply(self, state: Sequence[Array], m: Array, z: Array | None) -> tuple[list[Array], Array]:
+        if self.log_variance is not None:
+            m, f = np.split(m, 2, axis=1)
+            z = None if z is None else z * self._deviation(f)
+        columns = [*state, m, m, z]
+        d = _combine(self.to_x0, columns)
+        if self.clip is not None:
+            d = np.minimum(np.maximum(d, self.clip[0]), self.clip[1])
+        columns[-3] = d
+        return [_combine(terms, columns) for terms in self.to_state], d
+
+    def _deviation(self, v: Array) -> Array:
+        """Interpolate the log variance per pixel (Nichol & Dhariwal 2021, eq. 15)."""
+        assert self.log_variance is not None
+        small, large = self.log_variance
+        f = (v + 1) / 2
+        deviation: Array = np.exp((f * large + (1 - f) * small) / 2)
+        return deviation
+
+
+def _combine(terms: Terms, columns: Sequence[Array | None]) -> Array:
+    """Sum of factor x column. Arrays are never written to, so a plain copy may share its source."""
+    (first, factor), *rest = terms
+    total = columns[first] if factor == 1 else np.multiply(columns[first], factor)  # type: ignore[arg-type]
+    for k, (column, factor) in enumerate(rest):
+        term = np.multiply(columns[column], factor)  # type: ignore[arg-type]
+        total = np.add(total, term, out=term if k == 0 else total)  # type: ignore[arg-type]
+    assert total is not None
+    return total
+
+
+def _terms(row: Mapping[int, Any], dtype: Any) -> Terms:
+    found = tuple((column, dtype(factor)) for column, factor in row.items() if factor != 0)
+    return found or ((0, dtype(0)),)
