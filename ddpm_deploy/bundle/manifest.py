@@ -1,0 +1,129 @@
+"""What a bundle says about its model: the contents of bundle.json as plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddpm_deploy.schedule import NoiseSchedule
+
+FORMAT_VERSION = "1.0"
+MANIFEST_NAME = "bundle.json"
+ROLES = ("denoiser", "step", "sampler", "encoder", "decoder")
+VARIANCES = ("small", "large", "learned")
+PORTABLE = "onnx"
+TORCH = "torch"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One named input or output of a graph.
+
+    shape: whole numbers, or a name where the axis is free (`"B"` is the batch). dtype: numpy's name.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A tensor that steers the network, without its batch axis; `classes` names the values of a label."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the model is and where its weights come from."""
+
+    name: str
+    version: str
+    licence: str
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OutputAffine:
+    """From network range to user units, per channel: `user = scale * network + offset`.
+
+    scale, offset: one number per channel (the first axis of the sample shape), or one for all.
+    """
+
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    units: str
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The solver that `sample` uses when it is told nothing."""
+
+    solver: str
+    steps: int
+    spacing: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One model file of the bundle.
+
+    target: "onnx" for a file that every ONNX runtime reads, else the runtime that it is made for.
+    parity: figures measured at export, or None for the reference itself.
+    size_bytes, sha256: left out by whoever makes a record; `write_bundle` computes them from the bytes.
+    """
+
+    path: str
+    role: str
+    precision: str
+    target: str
+    opset: int | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    size_bytes: int = 0
+    sha256: str = ""
+    parity: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of the bundle that no runtime loads; `write_bundle` computes size_bytes and sha256."""
+
+    path: str
+    size_bytes: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything in bundle.json.
+
+    prediction: "eps", "v", "x0" or "flow". variance: the reverse variance the model was trained for, "small",
+    "large" or "learned". clip: bounds of the predicted clean image in network range, or None.
+    network: how the torch backend builds the module, `{"kind": ..., "config": {...}}`, or None where it cannot.
+    """
+
+    model: ModelInfo
+    sample_shape: tuple[int, ...]
+    output: OutputAffine
+    prediction: str
+    variance: str
+    schedule: NoiseSchedule
+    clip: tuple[float, float] | None
+    conditions: tuple[Condition, ...]
+    defaults: Defaults
+    network: Mapping[str, Any] | None
+    files: tuple[ModelFile, ...]
+    reference: DataFile | None
+    format_version: str = FORMAT_VERSION
+
+    @property
+    def all_files(self) -> tuple[ModelFile | DataFile, ...]:
+        """Every file beside bundle.json."""
+        return self.files if self.reference is None else (*self.files, self.reference)

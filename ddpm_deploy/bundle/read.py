@@ -1,0 +1,195 @@
+"""Reading a bundle: nothing reaches a runtime before its size and hash are checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_deploy.bundle.codec import from_json, from_metadata
+from ddpm_deploy.bundle.fields import MAX_JSON_BYTES
+from ddpm_deploy.bundle.manifest import MANIFEST_NAME, PORTABLE, TORCH, DataFile, Manifest, ModelFile
+from ddpm_deploy.bundle.onnx_metadata import find_metadata
+from ddpm_deploy.errors import BundleError
+
+CHUNK_BYTES = 2**20
+ATTEMPTS = 10
+DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "digits"
+# A FIFO in place of a file must not block the reader, a symlink must not lead it out of the folder.
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk.
+
+    digest: `"sha256:..."` of bundle.json, which holds the hashes of all other files; of the file itself for a
+    lone ONNX file.
+    """
+
+    root: Path
+    manifest: Manifest
+    digest: str
+
+    def file(self, role: str, precision: str, target: str | None = None) -> ModelFile:
+        """The model file for a role and a precision.
+
+        target: None for the file that every ONNX runtime reads; a runtime's name for the file made for it, or the
+        former where there is none ("torch" reads no ONNX). Raises BundleError, naming what there is.
+        """
+        wanted = (PORTABLE,) if target is None else (target,) if target == TORCH else (target, PORTABLE)
+        for name in wanted:
+            for file in self.manifest.files:
+                if (file.role, file.precision, file.target) == (role, precision, name):
+                    return file
+        there = ", ".join(f"{f.role} {f.precision} for {f.target}" for f in self.manifest.files)
+        raise BundleError(
+            f"{self.root}: has no {role} {precision} for {target or PORTABLE}; it has {there}; "
+            "choose one of these or export the model with it"
+        )
+
+    def path(self, file: ModelFile | DataFile) -> Path:
+        """Where the file lies; prefer `open_bytes`, as what lies there may have changed since it was verified."""
+        return self.root / file.path
+
+    def open_bytes(self, file: ModelFile | DataFile) -> bytes:
+        """Read the file once and check the very bytes that are returned; raises BundleError."""
+        data = b"".join(_chunks(self.path(file), file.size_bytes))
+        _check_hash(self.path(file), hashlib.sha256(data).hexdigest(), file.sha256)
+        return data
+
+
+def default_bundle() -> Path:
+    """The pretrained digits bundle inside the package."""
+    return DEFAULT_BUNDLE
+
+
+def read_bundle(path: str | os.PathLike[str], *, digest: str | None = None) -> Bundle:
+    """Read and verify a bundle folder, or a lone ONNX file with the manifest in its metadata.
+
+    digest: `"sha256:..."` that the bundle must have. Files that bundle.json does not list are ignored.
+    Raises BundleError where anything is missing, damaged or not as pinned.
+    """
+    root = Path(path)
+    _check_digest_argument(digest)
+    if root.is_file():
+        return _read_lone(root, digest)
+    for _ in range(ATTEMPTS):
+        before = _identity(root)
+        try:
+            return _read_folder(root, digest)
+        except BundleError:
+            if _identity(root) == before:  # else a writer has put another bundle here meanwhile
+                raise
+    raise BundleError(f"{root}: was replaced {ATTEMPTS} times while it was read; wait for its writer to end")
+
+
+def read_onnx_manifest(model: str | os.PathLike[str] | bytes) -> Manifest:
+    """The manifest inside an ONNX file, given by path or as bytes; it lists this one file. Raises BundleError."""
+    if isinstance(model, bytes):
+        return _onnx_manifest(model, "model.onnx")
+    path = Path(model)
+    return _onnx_manifest(b"".join(_chunks(path)), path.name)
+
+
+def sha256_of(data: bytes) -> str:
+    """The digest of some bytes, as `read_bundle` takes it: `"sha256:..."`."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _read_folder(root: Path, digest: str | None) -> Bundle:
+    if not root.is_dir():
+        raise BundleError(f"{root}: no such bundle; give a folder with a {MANIFEST_NAME} or an .onnx file")
+    if not os.path.lexists(root / MANIFEST_NAME):
+        raise BundleError(f"{root}: holds no {MANIFEST_NAME}, so it is no bundle; give the folder that export wrote")
+    text = _read_small(root / MANIFEST_NAME)
+    found = sha256_of(text)
+    _check_pin(root, found, digest)
+    try:
+        manifest = from_json(text)
+    except BundleError as error:
+        raise BundleError(f"{root}{os.sep}{error}") from None
+    for file in manifest.all_files:
+        _verify(root / file.path, file)
+    return Bundle(root, manifest, found)
+
+
+def _read_lone(path: Path, digest: str | None) -> Bundle:
+    data = b"".join(_chunks(path))
+    found = sha256_of(data)
+    _check_pin(path, found, digest)
+    return Bundle(path.parent, _onnx_manifest(data, path.name), found)
+
+
+def _onnx_manifest(model: bytes, name: str) -> Manifest:
+    file = DataFile(name, len(model), hashlib.sha256(model).hexdigest())
+    return from_metadata(find_metadata(model, name), file)
+
+
+def _read_small(path: Path) -> bytes:
+    data = b""
+    for chunk in _chunks(path):
+        data += chunk
+        if len(data) > MAX_JSON_BYTES:
+            raise BundleError(f"{path}: is larger than {MAX_JSON_BYTES} bytes; it is no bundle")
+    return data
+
+
+def _verify(path: Path, file: ModelFile | DataFile) -> None:
+    digest = hashlib.sha256()
+    for chunk in _chunks(path, file.size_bytes):
+        digest.update(chunk)
+    _check_hash(path, digest.hexdigest(), file.sha256)
+
+
+def _chunks(path: Path, size_bytes: int | None = None) -> Iterator[bytes]:
+    """The contents of a regular file, never of a link; with size_bytes exactly that many bytes."""
+    try:
+        with open(os.open(path, OPEN_FLAGS), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode) or path.is_symlink():
+                raise BundleError(f"{path}: is no regular file; links and devices are refused, copy the file here")
+            if size_bytes is not None and status.st_size != size_bytes:
+                raise _changed(path, f"{status.st_size} bytes", str(size_bytes))
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+    except FileNotFoundError:
+        raise BundleError(f"{path}: is missing; copy the whole bundle or export it again") from None
+    except OSError as error:
+        linked = path.is_symlink()
+        reason = "is a link, which may lead out of the bundle; copy the file here" if linked else error.strerror
+        raise BundleError(f"{path}: {reason if linked else f'cannot be read: {reason}'}") from None
+
+
+def _check_hash(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise _changed(path, f"sha256 {found}", expected)
+
+
+def _changed(path: Path, found: str, expected: str) -> BundleError:
+    return BundleError(
+        f"{path}: got {found}, expected {expected}: damaged, or replaced after it was read; "
+        "load the bundle again, else copy or export it again"
+    )
+
+
+def _check_pin(path: Path, found: str, digest: str | None) -> None:
+    if digest is not None and found != digest:
+        raise BundleError(f"{path}: got digest {found}, expected {digest}; this is not the bundle that was pinned")
+
+
+def _check_digest_argument(digest: str | None) -> None:
+    if digest is not None and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise ValueError(f"digest: got {digest!r}, expected 'sha256:' and 64 hexadecimal digits in lower case")
+
+
+def _identity(root: Path) -> tuple[int, ...] | None:
+    try:
+        status = root.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns

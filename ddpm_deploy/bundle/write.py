@@ -1,0 +1,202 @@
+"""Writing a bundle: whoever reads the folder, and whenever the writer dies, there is the old bundle or the new one.
+
+Everything goes into a hidden folder beside the target, is flushed to the disk, and is then swapped in. On Linux the
+swap is one system call. Elsewhere it takes two renames; a writer killed between them leaves the old bundle under its
+hidden name, and the next writer puts it back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import glob
+import hashlib
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ddpm_deploy.bundle.codec import from_json, to_json
+from ddpm_deploy.bundle.fields import shorten
+from ddpm_deploy.bundle.manifest import MANIFEST_NAME, DataFile, Manifest, ModelFile
+from ddpm_deploy.bundle.read import Bundle, sha256_of
+from ddpm_deploy.errors import BundleError
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+File = TypeVar("File", ModelFile, DataFile)
+
+SUFFIXES = (".onnx", ".safetensors", ".npz")
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+AWAY = "move it away or give another name"
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "give a place that can be written",
+    errno.EACCES: "give a place that can be written",
+    errno.EPERM: "give a place that can be written",
+    errno.EBUSY: "it is a mount point: give a folder inside it",
+}
+UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+
+
+def write_bundle(out: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle folder atomically, in place of the bundle that is there.
+
+    files: the bytes of every file that the manifest lists; sizes and hashes are computed from them.
+    Raises BundleError, with what was there untouched, where `out` is no bundle or cannot be written.
+    """
+    text = to_json(_with_hashes(manifest, files)).encode("utf-8")
+    target = Path(os.path.realpath(out))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _sole_writer(target.parent) as alone:
+            if alone:
+                _clean(target)
+            _check_replaceable(target)
+            _replace_folder(target, {**files, MANIFEST_NAME: text})
+    except OSError as error:
+        raise BundleError(f"{out}: cannot be written: {error.strerror}; {_remedy(error)}") from error
+    return Bundle(Path(out), from_json(text), sha256_of(text))
+
+
+def check_target(out: str | os.PathLike[str]) -> None:
+    """Raise BundleError where `write_bundle` would not replace what is at `out`: for long work, before it starts."""
+    _check_replaceable(Path(os.path.realpath(out)))
+
+
+def _with_hashes(manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+    listed = {file.path for file in manifest.all_files}
+    if listed != set(files):
+        raise BundleError(f"files: got {sorted(files)}, but the manifest lists {sorted(listed)}; give exactly these")
+    reference = None if manifest.reference is None else _with_hash(manifest.reference, files)
+    return replace(manifest, files=tuple(_with_hash(file, files) for file in manifest.files), reference=reference)
+
+
+def _with_hash(file: File, files: Mapping[str, bytes]) -> File:
+    data = files[file.path]
+    return replace(file, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+@contextmanager
+def _sole_writer(parent: Path) -> Iterator[bool]:
+    """Hold the lock of the parent folder, which the system frees when its holder dies; False where it has none."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(parent, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # network file systems without locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _clean(target: Path) -> None:
+    """Put back or remove what dead writers left; call it only as the sole writer."""
+    if not target.exists():
+        for old in target.parent.glob(_hidden(target, "*", "old")):
+            os.rename(old, target)
+            break
+    for kind in ("new", "old"):
+        for left in target.parent.glob(_hidden(target, "*", kind)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _hidden(target: Path, key: str, kind: str) -> str:
+    return f".{glob.escape(target.name) if key == '*' else target.name}.{key}.{kind}"
+
+
+def _check_replaceable(target: Path) -> None:
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise BundleError(f"{target}: is a file, expected a bundle folder or nothing; give another name")
+    names = sorted(entry.name for entry in os.scandir(target))
+    if names and MANIFEST_NAME not in names:
+        raise BundleError(f"{target}: is no bundle (it holds {shorten(names[0])}), so it is not replaced; {AWAY}")
+    foreign = set(names) - {MANIFEST_NAME} - _listed(target)
+    foreign = {name for name in foreign if not name.endswith(SUFFIXES)}
+    if foreign:
+        raise BundleError(f"{target}: holds {shorten(min(foreign))}, which is no part of a bundle; {AWAY}")
+
+
+def _listed(target: Path) -> set[str]:
+    try:
+        return {file.path for file in from_json((target / MANIFEST_NAME).read_bytes()).all_files}
+    except (BundleError, OSError):  # a damaged bundle may be replaced as well
+        return set()
+
+
+def _replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    key = os.urandom(8).hex()
+    new = target.with_name(_hidden(target, key, "new"))
+    try:
+        new.mkdir()
+        for name, data in files.items():
+            _write_file(new / name, data)
+        _flush_folder(new)
+        if target.exists():
+            _swap(new, target, target.with_name(_hidden(target, key, "old")))
+        else:
+            os.rename(new, target)
+        _flush_folder(target.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with open(path, "xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """Put `new` in the place of `target`; afterwards `new` is the old folder, or gone."""
+    if _exchange(new, target):
+        return
+    os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one system call; False where the system or the file system cannot (Linux 3.15 can)."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in UNSUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _remedy(error: OSError) -> str:
+    remedy = REMEDIES.get(error.errno or 0, "give another place")
+    return f"{remedy}; what was there is untouched"
