@@ -1,0 +1,274 @@
+"""The contract of a backend, the table of those there are, and the guards that all of them share."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+from weakref import WeakSet
+
+import numpy as np
+
+from ddpm_deploy.bundle import Bundle, TensorSpec
+from ddpm_deploy.errors import BackendError, BackendUnavailable
+
+BACKENDS = {
+    "torch": "ddpm_deploy.backends.torch",
+    "onnxruntime": "ddpm_deploy.backends.onnxruntime",
+    "openvino": "ddpm_deploy.backends.openvino",
+}
+
+REMEDIES = {
+    "torch": "pip install 'ddpm-deploy[export]'",
+    "onnxruntime": "pip install 'ddpm-deploy[cpu]'",
+    "openvino": "pip install 'ddpm-deploy[openvino]'",
+}
+
+
+class Backend(Protocol):
+    """A runtime holding one graph.
+
+    device: as it was asked for, "cpu" or "cuda:0". threads: how many one call computes with.
+    batch_invariant: whether a sample's result is bitwise the same in every batch, slot and thread.
+    details: versions and what the runtime really uses, for reports.
+    """
+
+    name: str
+    device: str
+    precision: str
+    threads: int
+    batch_invariant: bool
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    details: Mapping[str, Any]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Evaluate the graph; may be called from many threads, and the arrays returned are the caller's own."""
+
+    def close(self) -> None:
+        """Free the runtime; later calls raise BackendError."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can be had on this machine; if not, the reason and the command that mends it.
+
+    devices, precisions: what it can be opened with here; other precisions need a file of the bundle made for them.
+    """
+
+    name: str
+    available: bool
+    reason: str | None = None
+    remedy: str | None = None
+    version: str | None = None
+    devices: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+
+
+class BackendModule(Protocol):
+    """What a module named in BACKENDS offers."""
+
+    def availability(self) -> Availability:
+        """Version, devices and precisions on this machine."""
+
+    def load(self, bundle: Bundle, *, role: str, precision: str, device: str, threads: int | None) -> Backend:
+        """Open one graph of the bundle."""
+
+
+_open: WeakSet[GuardedBackend] = WeakSet()
+
+
+class GuardedBackend(ABC):
+    """A Backend whose `run` first refuses wrong feeds, closed backends and forked processes.
+
+    runtime: what `_evaluate` works on; freed when the backend is closed and the last running call has returned.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        runtime: Any,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        device: str,
+        precision: str,
+        threads: int,
+        batch_invariant: bool,
+        details: Mapping[str, Any],
+    ) -> None:
+        self.device = device
+        self.precision = precision
+        self.threads = threads
+        self.batch_invariant = batch_invariant
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.details = details
+        self._runtime: Any = runtime
+        self._pid = os.getpid()
+        _open.add(self)
+        self._expected = [(spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs]
+        self._names = {spec.name for spec in inputs}
+
+    @abstractmethod
+    def _evaluate(self, runtime: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Evaluate checked feeds."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Evaluate the graph; BackendError for feeds that do not fit it."""
+        runtime = self._runtime
+        if runtime is None:
+            raise BackendError(f"{self.name}: the backend is closed; open it again")
+        if os.getpid() != self._pid:
+            raise BackendError(
+                f"{self.name}: opened in process {self._pid}, used in its fork {os.getpid()}, where its threads "
+                "do not exist; open it in the child, or start children with the 'spawn' method"
+            )
+        self._check(feeds)
+        try:
+            return self._evaluate(runtime, feeds)
+        except Exception as error:
+            raise BackendError(f"{self.name}: the runtime failed: {one_line(error)}") from error
+
+    def close(self) -> None:
+        """Let go of the runtime; calls that are running finish first."""
+        self._runtime = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
+        if feeds.keys() != self._names:
+            raise BackendError(f"{self.name}: feeds: received {_names(feeds)}, expected {_names(self._names)}")
+        sizes: dict[str, int] = {}
+        for name, dtype, shape in self._expected:
+            array = feeds[name]
+            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(shape):
+                raise self._mismatch(name, array)
+            if array.size == 0:
+                raise self._mismatch(name, array, " with no axis empty")
+            for expected, size in zip(shape, array.shape, strict=True):
+                if size == expected:
+                    continue
+                if isinstance(expected, int):
+                    raise self._mismatch(name, array)
+                if sizes.setdefault(expected, size) != size:
+                    raise self._mismatch(name, array, f" with {expected} = {sizes[expected]} as in the inputs before")
+
+    def _mismatch(self, name: str, array: Any, where: str = "") -> BackendError:
+        spec = next(spec for spec in self.inputs if spec.name == name)
+        received = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+        return BackendError(f"{self.name}: input {name!r}: received {received}, expected {describe(spec)}{where}")
+
+
+def _abandon_runtimes() -> None:
+    """Keep runtimes alive for ever in a forked child: freeing one waits for its threads, which are not there."""
+    for backend in list(_open):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(backend._runtime))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_runtimes)
+
+
+def describe(spec: TensorSpec) -> str:
+    """Dtype and shape in one word, like `float32[B, 3, 32, 32]`."""
+    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
+
+
+def available_backends() -> dict[str, Availability]:
+    """Every backend of this package, with the reason and the remedy where it cannot be had."""
+    return {name: _availability(name) for name in BACKENDS}
+
+
+def open_backend(
+    name: str,
+    bundle: Bundle,
+    *,
+    role: str = "denoiser",
+    precision: str = "fp32",
+    device: str = "cpu",
+    threads: int | None = None,
+) -> Backend:
+    """Open one graph of a bundle in a runtime, or raise BackendUnavailable; it never falls back to another.
+
+    device: "cpu", "cuda" or "cuda:1"; onnxruntime also takes the name of an execution provider.
+    threads: for one call; None takes every CPU that this process may use.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend: got {name!r}, expected one of {', '.join(BACKENDS)}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: got {threads}, expected 1 or more, or None for all CPUs")
+    return _module(name).load(bundle, role=role, precision=precision, device=device, threads=threads)
+
+
+def one_line(error: object) -> str:
+    """A runtime's message of many lines as one."""
+    return " ".join(str(error).split())
+
+
+def check_signature(backend: str, kind: str, declared: Sequence[TensorSpec], actual: Sequence[TensorSpec]) -> None:
+    """Raise BackendError unless the loaded graph has the declared tensors; free axes may have any name."""
+    if _signature(declared) != _signature(actual):
+        raise BackendError(
+            f"{backend}: {kind} of the graph: received {_described(actual)}, expected {_described(declared)}; "
+            "the model file does not fit its manifest, export it again"
+        )
+
+
+def device_index(device: str) -> int | None:
+    """The number of a CUDA device ("cuda" is 0), or None for "cpu"; ValueError for anything else."""
+    kind, _, index = device.partition(":")
+    if device == "cpu":
+        return None
+    if kind != "cuda" or not (index.isdecimal() or device == "cuda"):
+        raise ValueError(f"device: got {device!r}, expected 'cpu', 'cuda' or 'cuda:N'")
+    return int(index or 0)
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _module(name: str) -> BackendModule:
+    try:
+        module: Any = importlib.import_module(BACKENDS[name])
+    except (ImportError, OSError) as error:
+        raise BackendUnavailable(
+            f"backend {name!r}: cannot be imported: {one_line(error)}; run {REMEDIES[name]}"
+        ) from error
+    return module  # type: ignore[no-any-return]
+
+
+def _availability(name: str) -> Availability:
+    try:
+        return _module(name).availability()
+    except BackendUnavailable as error:
+        return Availability(name, False, reason=one_line(error.__cause__), remedy=REMEDIES[name])
+
+
+def _names(names: Mapping[str, Any] | set[str]) -> str:
+    return ", ".join(sorted(map(str, names))) or "nothing"
+
+
+def _signature(specs: Sequence[TensorSpec]) -> dict[str, Any]:
+    return {s.name: (s.dtype, [axis if isinstance(axis, int) else None for axis in s.shape]) for s in specs}
+
+
+def _described(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name} {describe(spec)}" for spec in specs)

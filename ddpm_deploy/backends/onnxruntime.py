@@ -1,0 +1,189 @@
+"""ONNX Runtime: CPU, CUDA and any other execution provider that its build has."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddpm_deploy.backends.base import (
+    Availability,
+    Backend,
+    GuardedBackend,
+    check_signature,
+    device_index,
+    one_line,
+    usable_cpus,
+)
+from ddpm_deploy.backends.external import refuse_external_data
+from ddpm_deploy.bundle import Bundle, TensorSpec
+from ddpm_deploy.errors import BackendError, BackendUnavailable
+
+# From 1.32 on it sends usage data unless it is told not to, and its uploader thread hangs forked children at exit.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+REMEDY_CUDA = "pip uninstall onnxruntime && pip install 'ddpm-deploy[gpu]'"
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+}
+COMPUTE_OPS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Attention", "GroupNorm", "QLinearConv", "MatMulInteger"}
+
+
+class OnnxRuntimeBackend(GuardedBackend):
+    """One session, shared by all threads: calls run side by side and share its pool of `threads` workers.
+
+    Workers sleep between calls instead of spinning, so that they take no time from their neighbours.
+    """
+
+    name = "onnxruntime"
+
+    @classmethod
+    def from_bytes(
+        cls,
+        model: bytes,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        precision: str = "fp32",
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> OnnxRuntimeBackend:
+        """Open an ONNX model held in memory; precision only labels it, as the graph says what is computed."""
+        provider, options = provider_for(device)
+        refuse_external_data(cls.name, model)
+        threads = threads or usable_cpus()
+        session = _session(model, provider, options, threads)
+        placement = _placement(session)
+        check_placement(provider, placement)
+        check_signature(cls.name, "inputs", inputs, _specs(session.get_inputs()))
+        check_signature(cls.name, "outputs", outputs, _specs(session.get_outputs()))
+        details = {
+            "version": onnxruntime.__version__,
+            "providers": session.get_providers(),
+            "placement": _described(placement) or f"providers {', '.join(session.get_providers())}",
+        }
+        return cls(
+            session,
+            inputs,
+            outputs,
+            device=device,
+            precision=precision,
+            threads=threads,
+            batch_invariant=provider == CPU,
+            details=details,
+        )
+
+    def _evaluate(self, runtime: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, runtime.run(names, feeds), strict=True))
+
+
+def availability() -> Availability:
+    """CUDA is listed when this build has it; whether it works is seen only by opening a session."""
+    providers = onnxruntime.get_available_providers()
+    devices = ("cpu", "cuda") if CUDA in providers else ("cpu",)
+    return Availability("onnxruntime", True, version=onnxruntime.__version__, devices=devices, precisions=("fp32",))
+
+
+def load(bundle: Bundle, *, role: str, precision: str, device: str, threads: int | None) -> Backend:
+    """Open the bundle's file for ONNX Runtime, from the very bytes whose hash was checked."""
+    file = bundle.file(role, precision, "onnxruntime")
+    return OnnxRuntimeBackend.from_bytes(
+        bundle.open_bytes(file), file.inputs, file.outputs, precision=precision, device=device, threads=threads
+    )
+
+
+def provider_for(device: str) -> tuple[str, dict[str, str]]:
+    """The execution provider and its options for a device, or for the provider named in its place."""
+    options: dict[str, str] = {}
+    if device.endswith("ExecutionProvider"):
+        provider = device
+    elif (index := device_index(device)) is None:
+        provider = CPU
+    else:
+        provider, options = CUDA, {"device_id": str(index), "use_tf32": "0"}
+    if provider not in onnxruntime.get_available_providers():
+        have = ", ".join(onnxruntime.get_available_providers())
+        remedy = f"run {REMEDY_CUDA}" if provider == CUDA else "install the onnxruntime build that has it"
+        raise BackendUnavailable(f"onnxruntime: {device}: {provider} is not in this build ({have}); {remedy}")
+    return provider, options
+
+
+def check_placement(provider: str, placement: Mapping[str, Mapping[str, int]]) -> None:
+    """Raise BackendError if real computation was left to another provider; shape arithmetic may stay on the CPU."""
+    strays = {op for name, ops in placement.items() if name != provider for op in ops} & COMPUTE_OPS
+    if strays:
+        raise BackendError(
+            f"onnxruntime: {provider} leaves {', '.join(sorted(strays))} to another provider; "
+            "use device 'cpu', or export for this device"
+        )
+
+
+def _session(model: bytes, provider: str, options: dict[str, str], threads: int) -> Any:
+    if provider == CUDA:
+        _preload_cuda()
+    try:
+        session = onnxruntime.InferenceSession(
+            model, _session_options(threads), providers=[(provider, options)], enable_fallback=0
+        )
+    except Exception as error:
+        raise BackendError(f"onnxruntime: cannot load the model: {one_line(error)}") from error
+    if session.get_providers()[0] != provider:
+        raise BackendUnavailable(
+            f"onnxruntime: got {', '.join(session.get_providers())}, expected {provider}, whose libraries or device "
+            "are missing; see the log line above and run python -m ddpm_deploy.doctor"
+        )
+    session.disable_fallback()
+    return session
+
+
+def _preload_cuda() -> None:
+    """Find the CUDA libraries that pip installed; ONNX Runtime prints what it misses and says it again on opening."""
+    if hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+
+
+def _session_options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _placement(session: Any) -> dict[str, Counter[str]]:
+    """Operator counts per provider; empty on versions of ONNX Runtime that do not tell."""
+    placement: dict[str, Counter[str]] = {}
+    if hasattr(session, "get_provider_graph_assignment_info"):
+        for part in session.get_provider_graph_assignment_info():
+            placement.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+    return placement
+
+
+def _described(placement: Mapping[str, Counter[str]]) -> str:
+    return ", ".join(f"{ops.total()} nodes on {name}" for name, ops in placement.items())
+
+
+def _specs(arguments: Sequence[Any]) -> list[TensorSpec]:
+    return [
+        TensorSpec(a.name, tuple(n if isinstance(n, int) else "free" for n in a.shape), DTYPES.get(a.type, a.type))
+        for a in arguments
+    ]

@@ -1,0 +1,154 @@
+"""OpenVINO: Intel and other x86-64 and Arm CPUs, and Intel's other devices where their plugin is there."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import openvino
+
+from ddpm_deploy.backends.base import (
+    Availability,
+    Backend,
+    GuardedBackend,
+    check_signature,
+    one_line,
+    usable_cpus,
+)
+from ddpm_deploy.backends.external import refuse_external_data
+from ddpm_deploy.bundle import Bundle, TensorSpec
+from ddpm_deploy.errors import BackendError, BackendUnavailable
+
+VERSION = openvino.__version__.partition("-")[0]
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+NEEDS = {"fp32": "FP32", "bf16": "BF16"}
+
+
+class OpenVinoBackend(GuardedBackend):
+    """One compiled model, shared by all threads; each running call has an inference request of its own.
+
+    The requests of one backend share its `threads` workers. Nothing is cached on disk.
+    """
+
+    name = "openvino"
+
+    @classmethod
+    def from_bytes(
+        cls,
+        model: bytes,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        precision: str = "fp32",
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> OpenVinoBackend:
+        """Compile an ONNX model held in memory; bf16 rounds inside the runtime and needs a CPU that computes in it."""
+        core = openvino.Core()
+        target = device.upper()
+        if target not in core.available_devices:
+            have = ", ".join(map(str.lower, core.available_devices))
+            raise BackendUnavailable(
+                f"openvino: got device {device!r}, expected one of {have}; use one of these, or install its driver"
+            )
+        hint = precision_hint(precision, device, core.get_property(target, "OPTIMIZATION_CAPABILITIES"))
+        refuse_external_data(cls.name, model)
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        if target == "CPU":
+            config["INFERENCE_NUM_THREADS"] = threads or usable_cpus()
+        compiled = _compile(core, model, target, config)
+        check_precision(precision, compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+        check_signature(cls.name, "inputs", inputs, _specs(compiled.inputs))
+        check_signature(cls.name, "outputs", outputs, _specs(compiled.outputs))
+        details = {
+            "version": VERSION,
+            "placement": f"on {', '.join(compiled.get_property('EXECUTION_DEVICES'))}",
+            "config": config,
+        }
+        return cls(
+            _Requests(compiled),
+            inputs,
+            outputs,
+            device=device,
+            precision=precision,
+            threads=threads or usable_cpus(),
+            batch_invariant=target == "CPU",
+            details=details,
+        )
+
+    def _evaluate(self, runtime: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = runtime.infer(feeds)
+        return {spec.name: results[spec.name] for spec in self.outputs}
+
+
+class _Requests:
+    """Idle inference requests of a compiled model; as many come to be as calls ever run at once."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._idle: deque[Any] = deque()
+
+    def infer(self, feeds: Mapping[str, np.ndarray]) -> Any:
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        results = request.infer(feeds, share_inputs=False, share_outputs=False)
+        self._idle.append(request)
+        return results
+
+
+def availability() -> Availability:
+    """Devices as `open_backend` takes them; bf16 where the CPU computes in it."""
+    core = openvino.Core()
+    devices = tuple(name.lower() for name in core.available_devices)
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precisions = tuple(name for name, needed in NEEDS.items() if needed in capabilities)
+    return Availability("openvino", True, version=VERSION, devices=devices, precisions=precisions)
+
+
+def load(bundle: Bundle, *, role: str, precision: str, device: str, threads: int | None) -> Backend:
+    """Open the bundle's file for OpenVINO, from the very bytes whose hash was checked; bf16 reads the fp32 file."""
+    stored = "fp32" if precision == "bf16" else precision
+    file = bundle.file(role, stored, "openvino")
+    return OpenVinoBackend.from_bytes(
+        bundle.open_bytes(file), file.inputs, file.outputs, precision=precision, device=device, threads=threads
+    )
+
+
+def precision_hint(precision: str, device: str, capabilities: Collection[str]) -> str:
+    """OpenVINO's name for the precision of what the graph says in float32; other precisions are in the graph itself."""
+    needed = NEEDS.get(precision)
+    if needed is not None and needed not in capabilities:
+        raise BackendUnavailable(
+            f"openvino: {device} does not compute in {precision}: got capabilities {', '.join(sorted(capabilities))}, "
+            f"expected {needed} (avx512_bf16 or AMX on x86-64); use precision 'fp32'"
+        )
+    return HINTS.get(precision, "f32")
+
+
+def check_precision(precision: str, actual: str) -> None:
+    """Raise BackendUnavailable if OpenVINO took another precision than it was told."""
+    expected = HINTS.get(precision, "f32")
+    if actual != expected:
+        raise BackendUnavailable(f"openvino: compiled in {actual}, expected {expected}; use precision 'fp32'")
+
+
+def _compile(core: Any, model: bytes, target: str, config: Mapping[str, Any]) -> Any:
+    try:
+        return core.compile_model(core.read_model(model), target, config)
+    except RuntimeError as error:
+        raise BackendError(f"openvino: cannot load the model: {one_line(error)}") from error
+
+
+def _specs(ports: Sequence[Any]) -> list[TensorSpec]:
+    return [
+        TensorSpec(
+            port.any_name,
+            tuple("free" if axis.is_dynamic else axis.get_length() for axis in port.partial_shape),
+            port.element_type.to_dtype().name,
+        )
+        for port in ports
+    ]

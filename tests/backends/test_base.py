@@ -1,0 +1,137 @@
+"""What all backends share: the table, the choice of a file, the guards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddpm_deploy.backends import BACKENDS, available_backends, open_backend
+from ddpm_deploy.backends.base import check_signature, device_index
+from ddpm_deploy.bundle import Bundle, TensorSpec
+from ddpm_deploy.errors import BackendError, BundleError
+
+X = TensorSpec("x", ("B", 3), "float32")
+
+
+def test_every_backend_reports_whether_it_can_be_had() -> None:
+    for name, found in available_backends().items():
+        assert found.name == name
+        if found.available:
+            assert found.version
+            assert "cpu" in found.devices
+            assert "fp32" in found.precisions
+        else:
+            assert found.reason
+            assert found.remedy
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_backend_without_its_package_is_refused_with_the_command_that_mends_it(
+    name: str, run_python: Callable[..., str]
+) -> None:
+    output = run_python(
+        "import sys\n"
+        "sys.modules[sys.argv[1]] = None\n"
+        "from ddpm_deploy.backends import available_backends, open_backend\n"
+        "from ddpm_deploy.errors import BackendUnavailable\n"
+        "print(available_backends()[sys.argv[1]])\n"
+        "try:\n"
+        "    open_backend(sys.argv[1], None)\n"
+        "except BackendUnavailable as error:\n"
+        "    print(error)\n",
+        name,
+    )
+    found, message = output.splitlines()
+    assert f"Availability(name='{name}', available=False, reason='import of {name} halted" in found
+    assert message.startswith(f"backend '{name}': cannot be imported: import of {name} halted")
+    assert message.endswith("]'")
+    assert "; run pip install 'ddpm-deploy[" in message
+
+
+def test_sampling_path_with_onnxruntime_loads_neither_torch_nor_onnx(
+    labelled_bundle: Path, run_python: Callable[..., str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    output = run_python(
+        "import sys\n"
+        "import ddpm_deploy, ddpm_deploy.backends\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "import numpy as np\n"
+        "from ddpm_deploy.bundle import read_bundle\n"
+        "with ddpm_deploy.backends.open_backend('onnxruntime', read_bundle(sys.argv[1])) as backend:\n"
+        "    zeros = {'x': np.zeros((1, 3, 8, 8), np.float32), 't': np.zeros(1, np.float32)}\n"
+        "    backend.run(zeros | {'labels': np.zeros(1, np.int64)})\n"
+        "print(sorted(heavy & set(sys.modules)))\n",
+        str(labelled_bundle),
+    )
+    assert output.splitlines() == ["[]", "['onnxruntime']"]
+
+
+def test_unknown_backend_is_refused_with_the_choices(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="backend: got 'tvm', expected one of torch, onnxruntime, openvino"):
+        open_backend("tvm", bundle)
+
+
+def test_zero_threads_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="threads: got 0, expected 1 or more"):
+        open_backend("onnxruntime", bundle, threads=0)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_precision_or_role_without_a_file_is_refused_naming_what_there_is(bundle: Bundle, name: str) -> None:
+    pytest.importorskip(name)
+    for wrong in ({"precision": "int8"}, {"role": "sampler"}):
+        with pytest.raises(BundleError, match="denoiser fp32"):
+            open_backend(name, bundle, **wrong)
+
+
+def test_weights_changed_after_the_bundle_was_read_are_refused(
+    labelled_bundle: Path, tmp_path: Path, bundle: Bundle
+) -> None:
+    import dataclasses
+    import shutil
+
+    shutil.copytree(labelled_bundle, tmp_path / "copy")
+    copy = dataclasses.replace(bundle, root=tmp_path / "copy")
+    for name, file in (("onnxruntime", "denoiser.fp32.onnx"), ("torch", "denoiser.fp32.torch.safetensors")):
+        pytest.importorskip(name)
+        path = copy.root / file
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(BundleError):
+            open_backend(name, copy)
+
+
+@pytest.mark.parametrize(("device", "index"), [("cpu", None), ("cuda", 0), ("cuda:0", 0), ("cuda:11", 11)])
+def test_device_names(device: str, index: int | None) -> None:
+    assert device_index(device) == index
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cuda0", "cpu:0", ""])
+def test_wrong_device_names_are_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="expected 'cpu', 'cuda' or 'cuda:N'"):
+        device_index(device)
+
+
+def test_signature_ignores_order_and_names_of_free_axes() -> None:
+    y = TensorSpec("y", (2,), "int64")
+    check_signature("it", "inputs", [X, y], [y, TensorSpec("x", ("free", 3), "float32")])
+
+
+@pytest.mark.parametrize(
+    "actual",
+    [
+        TensorSpec("z", ("B", 3), "float32"),
+        TensorSpec("x", ("B", 4), "float32"),
+        TensorSpec("x", (1, 3), "float32"),
+        TensorSpec("x", ("B", 3), "float16"),
+        TensorSpec("x", ("B", 3, 1), "float32"),
+    ],
+)
+def test_graph_that_does_not_fit_its_manifest_is_refused(actual: TensorSpec) -> None:
+    with pytest.raises(BackendError, match=r"it: inputs of the graph: received .* expected x float32\[B, 3\]"):
+        check_signature("it", "inputs", [X], [actual])
