@@ -1,0 +1,81 @@
+"""The `ddpm-deploy` command: dispatches to the command modules, and gives them all the same manners."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ddpm_deploy import __version__
+from ddpm_deploy.errors import DdpmDeployError
+
+COMMANDS = {
+    "train": "train a noise predictor",
+    "export": "write a trained model as a bundle: ONNX graph, weights, parity figures",
+    "sample": "draw samples from a bundle",
+    "parity": "measure how far runtimes are from the float32 torch reference",
+    "doctor": "say which runtimes can be had on this machine, and how to get the others",
+}
+
+
+def run_command(
+    parser: argparse.ArgumentParser, run: Callable[..., int | None], argv: Sequence[str] | None = None
+) -> int:
+    """Parse `argv`, call `run` with the arguments, and turn expected errors into one line and exit code 2."""
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return run(**vars(args)) or 0
+    except (DdpmDeployError, ValueError, OSError) as error:
+        print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        return 130
+
+
+def make_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser for one command; `--help` shows every default."""
+    return argparse.ArgumentParser(
+        prog=f"ddpm-deploy {command}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `ddpm-deploy NAME ...`; the same as `python -m ddpm_deploy.NAME ...`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        return _main_of(argv[0])(argv[1:])
+    listing = "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="ddpm-deploy",
+        description="Take a denoising diffusion model from PyTorch to production.",
+        epilog=f"commands:\n{listing}\n\n`ddpm-deploy NAME --help` tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ddpm-deploy {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="NAME", help="one of the commands below")
+    parser.parse_args(argv)
+    return 2
+
+
+def _main_of(command: str) -> Callable[[Sequence[str]], int]:
+    package = {"train", "export", "parity"}
+    module: Any = importlib.import_module(f"ddpm_deploy.{command}{'.__main__' if command in package else ''}")
+    main: Callable[[Sequence[str]], int] = module.main
+    return main
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,106 @@
+"""One request to a sampler, checked: how many samples, by which plan, from which noise and conditions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ddpm_deploy.bundle import Condition
+from ddpm_deploy.noise import initial_noise, noise_source
+from ddpm_deploy.plan import Noise, Plan
+
+Array = NDArray[Any]
+Conditions = Mapping[str, ArrayLike]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be drawn. condition: one array (n, ...) for each name."""
+
+    plan: Plan
+    n: int
+    shape: tuple[int, ...]
+    condition: Mapping[str, Array]
+
+
+class Source:
+    """Where the noise of a job comes from: the seed's streams, or what the caller gave."""
+
+    def __init__(self, job: Job, seed: int, start: int, x_T: ArrayLike | None, noise: Noise) -> None:
+        self._job, self._seed, self._start = job, seed, start
+        self._x_T = None if x_T is None else np.asarray(x_T, np.float32)
+        self._noise: Any = noise
+        if noise is not None and not callable(noise):
+            self._noise = _broadcast_noise(noise, (job.plan.nfe, job.n, *job.shape))
+
+    def initial(self, chunk: slice) -> Array:
+        """x_T of some of the samples."""
+        if self._x_T is not None:
+            return self._x_T[chunk]
+        return initial_noise(self._seed, self._indices(chunk), self._job.shape)
+
+    def noise(self, chunk: slice) -> Any:
+        """z of some of the samples, as `Plan.run` takes it."""
+        if self._noise is None:
+            return noise_source(self._seed, self._indices(chunk), self._job.shape)
+        return self._noise if callable(self._noise) else self._noise[:, chunk]
+
+    def _indices(self, chunk: slice) -> range:
+        return range(self._start + chunk.start, self._start + chunk.stop)
+
+
+def example_conditions(known: Sequence[Condition], n: int) -> dict[str, Array]:
+    """Values to measure with where nobody asks for any: every class in turn, or Gaussian numbers; (n, ...) each."""
+    return {condition.name: _example(condition, n) for condition in known}
+
+
+def _example(condition: Condition, n: int) -> Array:
+    shape = (n, *condition.shape)
+    if np.issubdtype(condition.dtype, np.floating):
+        return initial_noise(0, range(n), condition.shape).astype(condition.dtype)
+    values = np.arange(math.prod(shape)) % len(condition.classes or [0])
+    return values.reshape(shape).astype(condition.dtype)
+
+
+def _broadcast_noise(noise: ArrayLike, shape: tuple[int, ...]) -> Array:
+    array = np.asarray(noise, np.float32)
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(f"noise: got shape {array.shape}, expected one that broadcasts to {shape}") from None
+
+
+def checked_count(n: int | None, x_T: ArrayLike | None, shape: tuple[int, ...]) -> int:
+    """How many samples are meant, from n and x_T."""
+    if x_T is None:
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise ValueError(f"n: got {n!r}, expected a whole number of samples of at least 1, or x_T")
+        return int(n)
+    given = np.shape(x_T)
+    if given[1:] != shape or not given[0]:
+        raise ValueError(f"x_T: got shape {given}, expected (n, {', '.join(map(str, shape))})")
+    if n not in (None, given[0]):
+        raise ValueError(f"n: got {n} beside an x_T of {given[0]} samples")
+    return int(given[0])
+
+
+def checked_conditions(given: Conditions, known: Sequence[Condition], n: int) -> dict[str, Array]:
+    """Each condition as one array (n, ...) of the dtype that the model declares."""
+    names = [condition.name for condition in known]
+    if sorted(given) != sorted(names):
+        raise ValueError(f"condition: got {', '.join(sorted(given)) or 'none'}, expected {', '.join(names) or 'none'}")
+    return {condition.name: _checked_condition(given[condition.name], condition, n) for condition in known}
+
+
+def _checked_condition(value: ArrayLike, known: Condition, n: int) -> Array:
+    array, full = np.asarray(value), (n, *known.shape)
+    if not np.can_cast(array.dtype, known.dtype, "same_kind"):
+        raise ValueError(f"condition {known.name!r}: got {array.dtype}, expected {known.dtype}")
+    if array.shape not in (known.shape, full):
+        raise ValueError(f"condition {known.name!r}: got shape {array.shape}, expected {full} or {known.shape}")
+    return np.ascontiguousarray(np.broadcast_to(array, full), known.dtype)

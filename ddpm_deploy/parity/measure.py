@@ -1,0 +1,130 @@
+"""Measuring agreement between denoisers, in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ddpm_deploy.plan import Denoise, Plan
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One candidate against the reference over one plan; each figure is the worst of the batch.
+
+    t: (N,). prediction_relative_l2: (N,) error of the raw output on the reference's own states (teacher-forced),
+    over its norm. next_state_max_abs: (N,) what that error does to the next state, in network range.
+    drift_max_abs: (N,) distance of the candidate's own trajectory (free-running). final_max_abs: of the samples.
+    final_psnr_db: of the samples, the peak being `peak`; infinite where they are equal.
+    """
+
+    name: str
+    t: Array
+    prediction_relative_l2: Array
+    next_state_max_abs: Array
+    drift_max_abs: Array
+    final_max_abs: float
+    final_psnr_db: float
+
+    def first_drift_over(self, budget: float) -> int | None:
+        """The first row after which the free-running states differ by more than `budget`."""
+        over = np.flatnonzero(self.drift_max_abs > budget)
+        return int(over[0]) if over.size else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON; an infinite PSNR is null."""
+        return {
+            "name": self.name,
+            "t": self.t.tolist(),
+            "prediction_relative_l2": self.prediction_relative_l2.tolist(),
+            "next_state_max_abs": self.next_state_max_abs.tolist(),
+            "drift_max_abs": self.drift_max_abs.tolist(),
+            "final_max_abs": self.final_max_abs,
+            "final_psnr_db": self.final_psnr_db if np.isfinite(self.final_psnr_db) else None,
+        }
+
+
+def compare(
+    reference: Denoise,
+    candidates: Mapping[str, Denoise],
+    plan: Plan,
+    x_T: Array,
+    noise: ArrayLike | Callable[[int], Array] | None = None,
+    *,
+    peak: float = 2.0,
+    on_row: Callable[[], object] = lambda: None,
+) -> list[Comparison]:
+    """Run the reference and every candidate side by side, row by row, from the same noise.
+
+    x_T: (B, *S) float32. noise: as in `Plan.run`. peak: width of the samples' range, for the PSNR. on_row: called
+    after each row, for a progress bar.
+    """
+    draw = plan.noise_source(noise, x_T)
+    truth = plan.start(x_T)
+    runs = [_Run(name, denoise, plan.start(x_T)) for name, denoise in candidates.items()]
+    for i, t in enumerate(plan.t):
+        t_batch = np.full(len(x_T), t, x_T.dtype)
+        z = draw(i) if plan.draws_noise[i] else None
+        m = reference(truth[0], t_batch)
+        following, _ = plan.step(i, truth, m, z)
+        for run in runs:
+            run.advance(plan, i, t_batch, z, truth, m, following)
+        truth = following
+        on_row()
+    return [run.result(plan.t, truth[0], peak) for run in runs]
+
+
+def relative_l2(value: Array, truth: Array) -> float:
+    """The largest `|value - truth| / |truth|` over the samples of a batch."""
+    difference = np.linalg.norm(_flat(value) - _flat(truth), axis=1)
+    return float(np.max(difference / np.maximum(np.linalg.norm(_flat(truth), axis=1), np.finfo(np.float32).tiny)))
+
+
+def max_abs(value: Array, truth: Array) -> float:
+    """The largest absolute difference."""
+    return float(np.max(np.abs(value.astype(np.float64) - truth)))
+
+
+def psnr_db(value: Array, truth: Array, peak: float) -> float:
+    """Peak signal-to-noise ratio of the worst sample, in dB."""
+    mse = float(np.max(np.mean((_flat(value) - _flat(truth)) ** 2, axis=1)))
+    return float(20 * np.log10(peak) - 10 * np.log10(mse)) if mse else float("inf")
+
+
+def replay(predictions: Iterable[Array]) -> Denoise:
+    """A denoiser that plays back recorded outputs, one a row."""
+    recorded = iter(predictions)
+    return lambda x, t: next(recorded)
+
+
+class _Run:
+    """One candidate on its way."""
+
+    def __init__(self, name: str, denoise: Denoise, state: list[Array]) -> None:
+        self.name, self.denoise, self.state = name, denoise, state
+        self.errors: list[tuple[float, float, float]] = []
+
+    def advance(
+        self, plan: Plan, i: int, t: Array, z: Array | None, truth: list[Array], m: Array, following: list[Array]
+    ) -> None:
+        forced = self.denoise(truth[0], t)
+        next_forced, _ = plan.step(i, truth, forced, z)
+        self.state, _ = plan.step(i, self.state, self.denoise(self.state[0], t), z)
+        self.errors.append(
+            (relative_l2(forced, m), max_abs(next_forced[0], following[0]), max_abs(self.state[0], following[0]))
+        )
+
+    def result(self, t: Array, samples: Array, peak: float) -> Comparison:
+        step, state, drift = np.array(self.errors).T
+        final = self.state[0]
+        return Comparison(self.name, t, step, state, drift, max_abs(final, samples), psnr_db(final, samples, peak))
+
+
+def _flat(array: Array) -> Array:
+    return array.reshape(len(array), -1).astype(np.float64)

@@ -1,0 +1,213 @@
+"""`python -m ddpm_deploy.sample`: draw samples from a bundle into a picture, a folder of pictures or an array."""
+
+from __future__ import annotations
+
+import argparse
+import json as json_module
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddpm_deploy.backends import BACKENDS
+from ddpm_deploy.cli import make_parser, run_command
+from ddpm_deploy.images import grid, is_picture, save_gif, to_pil
+from ddpm_deploy.plan import Plan
+from ddpm_deploy.sampler import BATCH_SIZE, Sampler
+from ddpm_deploy.solvers import SOLVERS
+from ddpm_deploy.spacing import SPACINGS
+
+if TYPE_CHECKING:
+    from ddpm_deploy.plan import Frame
+
+GIF_FRAMES = 48
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `sample`."""
+    parser = make_parser("sample", "Draw samples from a bundle.")
+    add = parser.add_argument
+    add("bundle", nargs="?", help="bundle folder or lone .onnx file; default: the digits model of this package")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="X.png: a grid; X.npy: float32 (n, *S); X/: a PNG each",
+    )
+    add("--num", type=int, default=16, help="how many samples")
+    add("--solver", choices=SOLVERS, metavar="NAME", help=f"one of {', '.join(SOLVERS)}; default: the bundle's")
+    add("--steps", type=int, help="1 to T; default: the bundle's, or T for ddpm")
+    add("--spacing", choices=SPACINGS, metavar="NAME", help=f"one of {', '.join(SPACINGS)}; default: the bundle's")
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="option of the solver, such as eta=0.5")
+    add("--seed", type=int, default=0, help="the same seed gives the same samples on every backend")
+    add("--start", type=int, default=0, help="index of the first sample within the seed")
+    add("--backend", choices=BACKENDS, default="onnxruntime", help="runtime")
+    add("--precision", default="fp32", help="a precision that the backend or the bundle has")
+    add("--device", default="cpu", help="such as cpu or cuda:0")
+    add("--threads", type=int, help="threads of one call; default: the runtime's choice")
+    add("--batch-size", type=int, default=BATCH_SIZE, help="samples that share a call of the network")
+    add("--plan", type=Path, metavar="FILE", help="plan (.json or .npz) instead of solver, steps and spacing")
+    add("--x-T", dest="x_T", type=Path, metavar="FILE.npy", help="starting noise (n, *S) instead of the seed's")
+    add("--noise", type=Path, metavar="FILE.npy", help="noise of the rows, (N, n, *S) or broadcastable")
+    add("--condition", action="append", default=[], metavar="NAME=FILE.npy", help="a condition tensor, (n, ...)")
+    add("--animate", type=Path, metavar="FILE.gif", help="also write the denoising as an animation")
+    add("--columns", type=int, help="columns of the grid; default: near a square")
+    add("--scale", type=int, help="enlarge each pixel; default: small pictures to about 64 pixels")
+    add("--digest", metavar="sha256:...", help="refuse any other bundle than this")
+    add("--print-plan", action="store_true", help="show the table of coefficients")
+    add("--json", action="store_true", help="print what was done as JSON")
+    return parser
+
+
+def run(
+    *,
+    bundle: str | None,
+    out: Path,
+    num: int,
+    solver: str | None,
+    steps: int | None,
+    spacing: str | None,
+    option: Sequence[str],
+    seed: int,
+    start: int,
+    backend: str,
+    precision: str,
+    device: str,
+    threads: int | None,
+    batch_size: int,
+    plan: Path | None,
+    x_T: Path | None,
+    noise: Path | None,
+    condition: Sequence[str],
+    animate: Path | None,
+    columns: int | None,
+    scale: int | None,
+    digest: str | None,
+    print_plan: bool,
+    json: bool,
+) -> None:
+    """Draw and write; see `build_parser` for the arguments."""
+    arrays = {"x_T": _array(x_T), "noise": _array(noise), "condition": _conditions(condition)}
+    options = _options(option)
+    with Sampler.load(
+        bundle, backend=backend, precision=precision, device=device, threads=threads, digest=digest
+    ) as sampler:
+        _check_output(out, animate, sampler.manifest.sample_shape)
+        if plan is not None and (solver, steps, spacing, options) != (None, None, None, {}):
+            raise ValueError(
+                "--plan: given together with --solver, --steps, --spacing or --option; give one of the two"
+            )
+        chosen = Plan.load(plan) if plan else sampler.plan(solver, steps, spacing, **options)
+        if print_plan:
+            print(chosen)
+        count = None if arrays["x_T"] is not None else num
+        request: dict[str, Any] = {"plan": chosen, "seed": seed, "start": start, **arrays}
+        began = time.perf_counter()
+        if animate:
+            samples = _animate(sampler.stream(count, **request), chosen.nfe, animate, columns, scale)
+        else:
+            samples = sampler.sample(count, batch_size=batch_size, progress=not json, **request)
+        seconds = time.perf_counter() - began
+    written = _write(samples, out, columns, scale, start)
+    report = {
+        "written": [str(path) for path in [*written, *([animate] if animate else [])]],
+        "samples": len(samples),
+        "solver": chosen.solver,
+        "nfe": chosen.nfe,
+        "seed": seed,
+        "backend": backend,
+        "precision": precision,
+        "seconds": round(seconds, 3),
+    }
+    print(json_module.dumps(report) if json else _sentence(report, out, animate))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return run_command(build_parser(), run, argv)
+
+
+def _sentence(report: dict[str, Any], out: Path, animate: Path | None) -> str:
+    also = f" and {animate}" if animate else ""
+    return (
+        f"{out}{also}: {report['samples']} samples, {report['solver']} with {report['nfe']} evaluations, "
+        f"{report['backend']} {report['precision']}, {report['seconds']:.2f} s"
+    )
+
+
+def _check_output(out: Path, animate: Path | None, shape: tuple[int, ...]) -> None:
+    """Refuse what cannot be written before any time is spent on sampling."""
+    if out.suffix != ".npy" and not is_picture(shape):
+        raise ValueError(f"--out: got {out}, but samples of shape {shape} are no pictures; give a name ending in .npy")
+    if animate and not is_picture(shape):
+        raise ValueError(f"--animate: samples of shape {shape} are no pictures")
+    if out.suffix not in (".png", ".npy", ""):
+        raise ValueError(f"--out: got {out}, expected X.png, X.npy or a folder")
+    if animate and animate.suffix != ".gif":
+        raise ValueError(f"--animate: got {animate}, expected X.gif")
+    for path in (out, *([animate] if animate else [])):
+        (path if path is out and not path.suffix else path.parent).mkdir(parents=True, exist_ok=True)
+
+
+def _write(samples: Any, out: Path, columns: int | None, scale: int | None, start: int) -> list[Path]:
+    if out.suffix == ".npy":
+        np.save(out, samples)
+        return [out]
+    if out.suffix == ".png":
+        grid(samples, columns=columns, scale=scale).save(out)
+        return [out]
+    paths = [out / f"{start + i:06d}.png" for i in range(len(samples))]
+    for path, picture in zip(paths, to_pil(samples), strict=True):
+        picture.save(path)
+    return paths
+
+
+def _animate(frames: Any, nfe: int, path: Path, columns: int | None, scale: int | None) -> Any:
+    """Consume the frames of a run, write some of them as an animation, and give back the samples."""
+    shown = {round(i) for i in np.linspace(0, nfe - 1, min(nfe, GIF_FRAMES))}
+    pictures = []
+    frame: Frame
+    for frame in frames:
+        if frame.step in shown:
+            pictures.append(grid(frame.x, columns=columns, scale=scale))
+    save_gif(pictures, path)
+    return frame.x
+
+
+def _array(path: Path | None) -> Any:
+    if path is None:
+        return None
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a .npy file of numbers ({error})") from None
+
+
+def _conditions(pairs: Sequence[str]) -> dict[str, Any]:
+    return {name: _array(Path(value)) for name, value in (_pair("--condition", pair) for pair in pairs)}
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    return {name: _value(text) for name, text in (_pair("--option", pair) for pair in pairs)}
+
+
+def _pair(flag: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"{flag}: got {text!r}, expected NAME=VALUE")
+    return name, value
+
+
+def _value(text: str) -> Any:
+    """A number, true, false or null as in JSON; anything else is a string."""
+    try:
+        return json_module.loads(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,238 @@
+"""The sampler: a bundle, a backend and a plan make samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ddpm_deploy.backends import Backend, open_backend
+from ddpm_deploy.bundle import Bundle, Manifest, default_bundle, read_bundle
+from ddpm_deploy.job import Conditions, Job, Source, checked_conditions, checked_count
+from ddpm_deploy.plan import Denoise, Frame, Noise, Plan
+from ddpm_deploy.solvers import make_plan
+
+BATCH_SIZE = 32
+MAX_CACHED_PLANS = 64
+
+Array = NDArray[Any]
+
+
+class Sampler:
+    """Draws samples from a bundle through one backend.
+
+    May be called from many threads at once: they share the backend, which is thread-safe, and a cache of plans.
+    Samples are in network range, as `x_T` and parity speak of them; `to_user` gives user units.
+    """
+
+    def __init__(self, backend: Backend, manifest: Manifest) -> None:
+        self.backend = backend
+        self.manifest = manifest
+        self._plans: dict[Any, Plan] = {}
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str] | Bundle | None = None,
+        *,
+        backend: str = "onnxruntime",
+        precision: str = "fp32",
+        device: str = "cpu",
+        threads: int | None = None,
+        digest: str | None = None,
+        warmup: bool = False,
+    ) -> Self:
+        """Open a bundle on a backend.
+
+        bundle: folder, lone ONNX file, or one already read; None is the pretrained digits model of this package.
+        digest: `"sha256:..."` that the bundle must have, which pins it against tampering. threads: for one call,
+        None leaves it to the runtime. warmup: evaluate once, so that the first request is not the slow one.
+        Raises BundleError, BackendUnavailable.
+        """
+        if isinstance(bundle, Bundle):
+            if digest not in (None, bundle.digest):
+                raise ValueError(f"digest: got {digest}, but the bundle given has {bundle.digest}")
+        else:
+            bundle = read_bundle(bundle or default_bundle(), digest=digest)
+        opened = open_backend(backend, bundle, precision=precision, device=device, threads=threads)
+        sampler = cls(opened, bundle.manifest)
+        if warmup:
+            sampler.warmup()
+        return sampler
+
+    # -- sampling -------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        solver: str | None = None,
+        steps: int | None = None,
+        spacing: str | None = None,
+        seed: int = 0,
+        start: int = 0,
+        x_T: ArrayLike | None = None,
+        plan: Plan | None = None,
+        noise: Noise = None,
+        condition: Conditions | None = None,
+        batch_size: int = BATCH_SIZE,
+        progress: bool = False,
+        **options: Any,
+    ) -> NDArray[np.float32]:
+        """Draw n samples: float32 (n, *S).
+
+        solver, steps, spacing, options: see `plan`; or give a `plan`. seed, start: sample i of the result is sample
+        `start + i` of that seed, whatever the batch. x_T: (n, *S) instead of the seed's own. noise: (N, n, *S) or
+        broadcastable, or a function of the row, instead of the seed's own; a function needs one batch.
+        condition: named tensors, (n, ...) or one for all. batch_size: how many share a call of the network.
+        """
+        _check_batch_size(batch_size)
+        job = self._job(n, x_T, self._chosen(plan, solver, steps, spacing, options), condition)
+        source = Source(job, seed, start, x_T, noise)
+        if callable(noise) and job.n > batch_size:
+            raise ValueError(f"noise: a function serves one batch; got {job.n} samples in batches of {batch_size}")
+        samples = np.empty((job.n, *job.shape), np.float32)
+        with _progress_bar(job, batch_size) if progress else nullcontext() as bar:
+            for begin in range(0, job.n, batch_size):
+                chunk = slice(begin, min(begin + batch_size, job.n))
+                for frame in self._frames(job, source, chunk):
+                    samples[chunk] = frame.x
+                    if bar is not None:
+                        bar.update()
+        return samples
+
+    def stream(
+        self,
+        n: int | None = None,
+        *,
+        solver: str | None = None,
+        steps: int | None = None,
+        spacing: str | None = None,
+        seed: int = 0,
+        start: int = 0,
+        x_T: ArrayLike | None = None,
+        plan: Plan | None = None,
+        noise: Noise = None,
+        condition: Conditions | None = None,
+        **options: Any,
+    ) -> Iterator[Frame]:
+        """The frames of one batch as they come, each with the state x and the preview x0; arguments as in `sample`."""
+        job = self._job(n, x_T, self._chosen(plan, solver, steps, spacing, options), condition)
+        return self._frames(job, Source(job, seed, start, x_T, noise), slice(0, job.n))
+
+    def plan(
+        self,
+        solver: str | None = None,
+        steps: int | None = None,
+        spacing: str | None = None,
+        timesteps: ArrayLike | None = None,
+        **options: Any,
+    ) -> Plan:
+        """Compile a solver for this model (cached).
+
+        solver: None is the bundle's default, with its steps, spacing and options. steps: None is the bundle's default
+        count, or all T for "ddpm". options: the solver's own, or `clip`; "ddpm" takes the model's variance.
+        """
+        defaults, model = self.manifest.defaults, self.manifest
+        if solver is None:
+            options = {**defaults.options, **options}
+        solver = solver or defaults.solver
+        if solver == "ddpm":
+            options = {"variance": model.variance, **options}
+        if steps is None and timesteps is None:
+            steps = len(model.schedule) if solver == "ddpm" else defaults.steps
+        options = {"prediction": model.prediction, "clip": model.clip, **options}
+        if timesteps is not None:
+            return make_plan(solver, model.schedule, steps, timesteps=timesteps, **options)
+        spacing = spacing or defaults.spacing
+        key = (solver, steps, spacing, repr(sorted(options.items())))
+        if key not in self._plans:
+            if len(self._plans) >= MAX_CACHED_PLANS:
+                self._plans.clear()
+            self._plans[key] = make_plan(solver, model.schedule, steps, spacing, **options)
+        return self._plans[key]
+
+    def to_user(self, samples: Array) -> NDArray[np.float32]:
+        """From network range to the model's own units, `manifest.output.units`. samples: (n, *S)."""
+        rank = len(self.manifest.sample_shape) - 1
+        scale, offset = (
+            np.asarray(values, np.float32).reshape(-1, *[1] * rank)
+            for values in (self.manifest.output.scale, self.manifest.output.offset)
+        )
+        return np.asarray(samples * scale + offset, np.float32)
+
+    def warmup(self, batch_size: int = 1) -> None:
+        """Evaluate the network once on zeros."""
+        manifest = self.manifest
+        feeds = {"x": np.zeros((batch_size, *manifest.sample_shape), np.float32), "t": np.zeros(batch_size, np.float32)}
+        for condition in manifest.conditions:
+            feeds[condition.name] = np.zeros((batch_size, *condition.shape), condition.dtype)
+        self.backend.run(feeds)
+
+    def close(self) -> None:
+        """Free the backend."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _chosen(
+        self,
+        plan: Plan | None,
+        solver: str | None,
+        steps: int | None,
+        spacing: str | None,
+        options: Mapping[str, Any],
+    ) -> Plan:
+        if plan is None:
+            return self.plan(solver, steps, spacing, **options)
+        if solver is not None or steps is not None or spacing is not None or options:
+            raise ValueError("plan: given together with solver, steps, spacing or options; give one of the two")
+        return plan
+
+    def _job(self, n: int | None, x_T: ArrayLike | None, plan: Plan, condition: Conditions | None) -> Job:
+        shape = self.manifest.sample_shape
+        n = checked_count(n, x_T, shape)
+        return Job(plan, n, shape, checked_conditions(condition or {}, self.manifest.conditions, n))
+
+    def _frames(self, job: Job, source: Source, chunk: slice) -> Iterator[Frame]:
+        denoise = self.denoiser(job.plan, {name: array[chunk] for name, array in job.condition.items()})
+        return job.plan.frames(denoise, source.initial(chunk), source.noise(chunk))
+
+    def denoiser(self, plan: Plan, condition: Mapping[str, Array] | None = None) -> Denoise:
+        """The network as the plan calls it; drops a learned variance that the plan does not use.
+
+        condition: (B, ...) each, of the dtypes in the manifest.
+        """
+        condition = condition or {}
+        (output,) = (spec.name for spec in self.backend.outputs)
+        run = self.backend.run
+        channels = self.manifest.sample_shape[0]
+        trim = self.manifest.variance == "learned" and plan.log_variance is None
+
+        def denoise(x: Array, t: Array) -> Array:
+            m = run({"x": x, "t": t, **condition})[output]
+            return m[:, :channels] if trim else m
+
+        return denoise
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size!r}, expected a whole number of at least 1")
+
+
+def _progress_bar(job: Job, batch_size: int) -> Any:
+    from tqdm import tqdm
+
+    batches = -(-job.n // batch_size)
+    return tqdm(total=batches * job.plan.nfe, desc=job.plan.solver, unit="step", leave=False)
