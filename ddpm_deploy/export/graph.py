@@ -1,0 +1,161 @@
+"""From a torch module to the denoiser graph: float32, one file, a free batch, nothing of this machine in it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ddpm_deploy.bundle import METADATA_KEY, Condition, TensorSpec
+from ddpm_deploy.errors import ExportError
+from ddpm_deploy.export.tidy import fix_reshapes
+
+TRACE_BATCH = 2  # a batch of 1 would be taken for a constant
+MAX_GRAPH_BYTES = 2**31 - 2**24  # one protobuf message ends at 2 GiB; some of it is needed for the nodes
+BATCH = "B"
+SHAPE_OPS = ("Shape", "Size")
+OPSETS = range(18, 26)
+CHATTY = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir")
+
+
+class Denoiser(nn.Module):
+    """A network under the contract of the graph: positional inputs, one float32 output."""
+
+    def __init__(self, network: nn.Module, conditions: Sequence[Condition]) -> None:
+        super().__init__()
+        self.network = network
+        self.names = tuple(condition.name for condition in conditions)
+
+    def forward(self, x: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
+        """x: (B, *S) float32. t: (B,) float32. conditions: (B, ...), in the order of the manifest."""
+        out = self.network(x, t, **dict(zip(self.names, conditions, strict=True)))
+        if not isinstance(out, Tensor):
+            raise ValueError(f"network: got an output of type {type(out).__name__}, expected a tensor; wrap the module")
+        return out.float()
+
+
+def input_specs(sample_shape: Sequence[int], conditions: Sequence[Condition]) -> tuple[TensorSpec, ...]:
+    """The inputs of the denoiser graph: `x`, `t` and the conditions."""
+    steering = (TensorSpec(c.name, (BATCH, *c.shape), c.dtype) for c in conditions)
+    return (TensorSpec("x", (BATCH, *sample_shape), "float32"), TensorSpec("t", (BATCH,), "float32"), *steering)
+
+
+def trace(network: Denoiser, feeds: Mapping[str, np.ndarray], opset: int) -> onnx.ModelProto:
+    """Export with a free batch; feeds are example inputs of batch `TRACE_BATCH`, in the graph's order."""
+    _check_arguments(network, opset)
+    x, t, *conditions = (torch.from_numpy(array) for array in feeds.values())
+    free = {0: torch.export.Dim(BATCH, min=1)}
+    steering = ((free,) * len(conditions),) if conditions else ()
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                (x, t, *conditions),
+                dynamo=True,
+                dynamic_shapes=(free, free, *steering),
+                input_names=list(feeds),
+                output_names=["prediction"],
+                opset_version=opset,
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"network: torch.onnx cannot export it: {_reason(error)}") from error
+    assert program is not None
+    model = program.model_proto
+    written = next(entry.version for entry in model.opset_import if not entry.domain)
+    if written != opset:
+        raise ExportError(f"opset: got {written}, expected {opset}; the network needs an operator of opset {written}")
+    _strip(model)
+    fix_reshapes(model)
+    return model
+
+
+def output_spec(sample_shape: Sequence[int], learned_variance: bool) -> TensorSpec:
+    """The output of the denoiser graph; a learned variance doubles its channels."""
+    channels = sample_shape[0] * (2 if learned_variance else 1)
+    return TensorSpec("prediction", (BATCH, channels, *sample_shape[1:]), "float32")
+
+
+def check_graph(model: onnx.ModelProto, inputs: Sequence[TensorSpec], output: TensorSpec) -> None:
+    """Raise ExportError where the graph is not what the bundle will say that it is."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"graph: the exporter wrote an invalid one: {_reason(error)}") from error
+    found = [_spec(value) for value in model.graph.input]
+    if any(spec.shape[:1] != (BATCH,) for spec in found):
+        raise ExportError(f"graph: the network fixes the batch to {found[0].shape[0]}; leave it to -1 in its reshapes")
+    if found != list(inputs):
+        raise ExportError(f"graph: got inputs {found}, expected {list(inputs)}; the network must use all of them")
+    outputs = [_spec(value) for value in model.graph.output]
+    if outputs != [output]:
+        raise ExportError(f"graph: got outputs {outputs}, expected {output}; mend the network's forward")
+
+
+def shape_nodes(model: onnx.ModelProto) -> int:
+    """How many nodes ask for a shape at run time; every chain of shape arithmetic starts with one."""
+    return sum(node.op_type in SHAPE_OPS for node in model.graph.node)
+
+
+def serialise(model: onnx.ModelProto, metadata: str) -> bytes:
+    """The file's bytes with this text as its only metadata; the same graph gives the same bytes."""
+    del model.metadata_props[:]
+    model.metadata_props.add(key=METADATA_KEY, value=metadata)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
+    return TensorSpec(value.name, shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what really went wrong, below the exporter's own advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().split("\n")[0]
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes about this machine's source files."""
+    model.graph.doc_string = model.doc_string = ""
+    for value in (model, model.graph):
+        del value.metadata_props[:]
+    for value in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+
+
+def _check_arguments(network: nn.Module, opset: int) -> None:
+    if opset not in OPSETS:
+        raise ValueError(f"opset: got {opset}, expected a number from {OPSETS[0]} to {OPSETS[-1]}")
+    size_bytes = 4 * sum(parameter.numel() for parameter in network.parameters())
+    if size_bytes > MAX_GRAPH_BYTES:
+        raise ValueError(f"network: got {size_bytes} bytes of weights, expected at most {MAX_GRAPH_BYTES} for one file")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's warnings and log lines off the user's screen; its errors still come as exceptions."""
+    loggers = [logging.getLogger(name) for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
