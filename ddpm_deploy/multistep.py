@@ -47,7 +47,7 @@ def adams_weights(grid: Grid, i: int, order: int, variable: bool) -> Float:
 
 
 def exponential_moments(z: float, count: int) -> Float:
-    """`int_0^1 z e^{z(1-u)} u^k du` x sign(z), k = 0 ... count-1; each is `k! phi_{k+1}(z) z`, positive for z > 0.
+    """`int_0^1 |z| e^{z(1-u)} u^k du`, k = 0 ... count-1; each is `k! phi_{k+1}(z) |z|`, positive.
 
     A series for small |z|, where the recurrence would cancel.
     """
