@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ INITIAL, STEP = 0, 1  # the streams: x_T, and z of a plan row
 _WORD = 2**64
 _HALF = 2.0**-32
 _TURN = 2 * math.pi * _HALF
+_BITS, _TWO_BITS = np.uint64(11), np.uint64(22)
+_MASK, _TOP_MASK = np.uint64(2**11 - 1), np.uint64(2**10 - 1)
 
 
 def initial_noise(seed: int, samples: Sequence[int], shape: tuple[int, ...]) -> Float32:
@@ -47,11 +50,27 @@ def normal(seed: int, sample: int, row: int, stream: int, count: int) -> Float32
     """`count` float32 numbers of one stream. seed, sample, row: 0 to 2^64 - 1."""
     r = _philox(seed, sample, row, stream).random_raw((count + 1) // 2)
     radius = np.sqrt(-2 * np.log(((r >> np.uint64(32)) + np.uint64(1)) * _HALF))
-    angle = (r & np.uint64(0xFFFFFFFF)) * _TURN
-    z = np.empty((len(r), 2), dtype=np.float32)
-    np.multiply(radius, np.cos(angle), out=z[:, 0], casting="same_kind")
-    np.multiply(radius, np.sin(angle), out=z[:, 1], casting="same_kind")
-    return z.reshape(-1)[:count]
+    z = _unit_circle(r) * radius
+    return z.view(np.float64).astype(np.float32)[:count]
+
+
+def _unit_circle(r: NDArray[np.uint64]) -> NDArray[np.complex128]:
+    """cos a + i sin a for the low halves of r: the product of three table entries, exact to 1e-15.
+
+    Faster than sine and cosine, whose branches no processor predicts on random angles.
+    """
+    low, middle, high = _turns()
+    point = low[r & _MASK]
+    point *= middle[(r >> _BITS) & _MASK]
+    point *= high[(r >> _TWO_BITS) & _TOP_MASK]
+    return point
+
+
+@cache
+def _turns() -> tuple[NDArray[np.complex128], ...]:
+    """The unit circle by the low, middle and high bits of an angle in 2^-32 turns."""
+    sizes_and_steps = ((2**11, 1), (2**11, 2**11), (2**10, 2**22))
+    return tuple(np.exp(1j * (np.arange(size) * step * _TURN)) for size, step in sizes_and_steps)
 
 
 def _batch(seed: int, samples: Sequence[int], row: int, stream: int, shape: tuple[int, ...]) -> Float32:
