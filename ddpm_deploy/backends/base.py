@@ -252,7 +252,7 @@ def _module(name: str) -> BackendModule:
         raise BackendUnavailable(
             f"backend {name!r}: cannot be imported: {one_line(error)}; run {REMEDIES[name]}"
         ) from error
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def _availability(name: str) -> Availability:
