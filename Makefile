@@ -30,7 +30,7 @@ bench: $(READY) ## the sampler's own cost
 	$(PY) -m pytest benchmarks
 
 bundle: $(READY) ## train and export the digits bundle inside the package again
-	$(PY) examples/digits_demo.py --out runs/bundle --install
+	$(PY) examples/digits_demo.py --out runs/bundle --num-chain 500 --install
 
 figures: $(READY) ## draw the pictures of the docs again
 	$(PY) docs/make_figures.py

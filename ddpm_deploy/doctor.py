@@ -32,12 +32,12 @@ EXTRAS = {
 OTHERS = {"diffusers models": ("torch", "diffusers")}
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CUDA_REMEDIES = {
-    "torch": "install PyTorch for CUDA as https://pytorch.org/get-started says",
+    "torch": "install the CUDA build of PyTorch, as its Get Started page says",
     "onnxruntime": "pip uninstall -y onnxruntime && pip install 'ddpm-deploy[gpu]'",
 }
 TENSORRT = (
     "TensorRT is no backend of this version. Its `tensorrt` package on PyPI is a stub: the libraries come from "
-    "NVIDIA's index (pip install --extra-index-url https://pypi.nvidia.com tensorrt)."
+    "NVIDIA's own index, as its installation guide says."
 )
 
 

@@ -1,0 +1,35 @@
+"""The reference networks, in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ddpm_deploy.model.small import PointConfig, PointNet, SignalConfig, SignalNet
+from ddpm_deploy.model.unet import UNet
+from ddpm_deploy.model.unet_config import UNetConfig
+
+__all__ = [
+    "NETWORKS",
+    "PointConfig",
+    "PointNet",
+    "SignalConfig",
+    "SignalNet",
+    "UNet",
+    "UNetConfig",
+    "build_network",
+]
+
+NETWORKS: dict[str, Any] = {"unet": UNet, "mlp": PointNet, "conv1d": SignalNet}
+
+
+def build_network(spec: Mapping[str, Any]) -> nn.Module:
+    """Build a network, with fresh weights, from what its `spec()` returned."""
+    if set(spec) != {"kind", "config"}:
+        raise ValueError(f"network: got keys {sorted(spec)}, expected 'config' and 'kind'")
+    if spec["kind"] not in NETWORKS:
+        raise ValueError(f"network kind: got {spec['kind']!r}, expected one of {', '.join(NETWORKS)}")
+    network: nn.Module = NETWORKS[spec["kind"]].from_config(spec["config"])
+    return network

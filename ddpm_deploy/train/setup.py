@@ -1,0 +1,80 @@
+"""From command-line options to a network, a data set and a description."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddpm_deploy.errors import TrainingError
+from ddpm_deploy.model import UNet, build_network
+from ddpm_deploy.train.api import find_conditions, spec_of
+from ddpm_deploy.train.batches import stream_seed
+from ddpm_deploy.train.config import TrainConfig
+from ddpm_deploy.train.data import Data, load_data
+from ddpm_deploy.train.presets import SCHEDULES, Preset
+from ddpm_deploy.train.runs import Description, read_description
+
+SETTINGS = tuple(field.name for field in fields(TrainConfig))
+FIXED_ON_RESUME = ("optimizer",)  # settings that the stored state depends on
+Parts = tuple[nn.Module, Data, Description]
+
+
+def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
+    """A fresh network. given: options by name; what is missing comes from the preset."""
+    config = replace(preset.config, **{name: given[name] for name in SETTINGS if name in given})
+    name = given.get("data", preset.data)
+    if name is None:
+        raise ValueError("data: missing, and the preset names none; give --data folder:PATH or --data cifar10:PATH")
+    channels = given.get("channels", preset.network.in_channels)
+    data = load_data(name, size=given.get("size", preset.size), channels=channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(config.seed, "weights"))
+        network = _network(preset, data, given.get("network"))
+    description = Description(
+        name=out.resolve().name,
+        spec=spec_of(network),
+        schedule=SCHEDULES[given.get("schedule", preset.schedule)](given.get("timesteps", preset.T)),
+        prediction=given.get("prediction", preset.prediction),
+        variance=given.get("variance", preset.variance),
+        clip=data.clip,
+        sample_shape=data.sample_shape,
+        output=data.output,
+        conditions=find_conditions(data.dataset),
+        defaults=preset.defaults,
+        data=name,
+        training=config,
+    )
+    return network, data, description
+
+
+def resumed_run(out: Path, given: Mapping[str, Any]) -> Parts:
+    """The network, data and description of the run in `out`; only settings of the training may be given anew."""
+    for name in given:
+        if name not in SETTINGS or name in FIXED_ON_RESUME:
+            raise ValueError(
+                f"{name}: cannot be changed in a run that is resumed; leave --{name.replace('_', '-')} out"
+            )
+    description = read_description(out)
+    if description.spec is None:
+        raise TrainingError(f"{out}: was trained with a module of your own; resume it with ddpm_deploy.train.train")
+    shape = description.sample_shape
+    if not description.data.startswith(("digits", "folder:", "cifar10:")):
+        raise TrainingError(f"{out}: was trained on data of your own; resume it with ddpm_deploy.train.train")
+    data = load_data(description.data, size=shape[-1], channels=shape[0])
+    training = replace(description.training, **given)
+    return build_network(description.spec), data, replace(description, training=training)
+
+
+def _network(preset: Preset, data: Data, file: Path | None) -> nn.Module:
+    if file is None:
+        return UNet(replace(preset.network, in_channels=data.sample_shape[0]))
+    try:
+        return build_network(json.loads(file.read_bytes()))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: {error}; expected a network's kind and config as JSON") from None

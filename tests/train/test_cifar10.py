@@ -1,0 +1,139 @@
+"""CIFAR-10's pickled files: read as published, refused when they want more than arrays."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddpm_deploy.errors import TrainingError
+from ddpm_deploy.train import load_data
+from ddpm_deploy.train.cifar10 import TRAIN_NAMES, read_cifar10
+
+
+def short(text: bytes) -> bytes:
+    return b"U" + bytes([len(text)]) + text
+
+
+def python2_pickle(pixels: np.ndarray[Any, Any]) -> bytes:
+    """The bytes that Python 2's cPickle, protocol 2, wrote for {"data": uint8 array, "labels": list}.
+
+    Written opcode by opcode, because Python 3 stores text where Python 2 stored byte strings.
+    """
+    raw = pixels.tobytes()
+    dtype = b"cnumpy\ndtype\n" + short(b"u1") + b"K\x00K\x01\x87R(K\x03" + short(b"|")
+    dtype += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    rows, columns = (b"J" + struct.pack("<i", number) for number in pixels.shape)
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + short(b"b") + b"\x87R"
+    array += b"(K\x01" + rows + columns + b"\x86" + dtype + b"\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
+    labels = b"](" + b"".join(b"K" + bytes([i % 10]) for i in range(len(pixels))) + b"e"
+    return b"\x80\x02}(" + short(b"data") + array + short(b"labels") + labels + b"u."
+
+
+def python3_pickle(pixels: np.ndarray[Any, Any]) -> bytes:
+    return pickle.dumps({b"data": pixels, b"labels": [0] * len(pixels)}, protocol=2)
+
+
+def some_pixels(seed: int, count: int = 3) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+
+
+def write_folder(folder: Path, batches: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in batches.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_the_hand_written_pickle_is_one_that_python_reads() -> None:
+    batch = pickle.loads(python2_pickle(some_pixels(0)), encoding="bytes")
+    np.testing.assert_array_equal(batch[b"data"], some_pixels(0))
+    assert batch[b"labels"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dump", [python2_pickle, python3_pickle])
+@pytest.mark.parametrize("inner", ["", "cifar-10-batches-py"])
+def test_a_folder_of_batches_is_read_in_order_without_the_test_batch(tmp_path: Path, dump: Any, inner: str) -> None:
+    batches = {name: dump(some_pixels(i)) for i, name in enumerate((*TRAIN_NAMES, "test_batch"))}
+    write_folder(tmp_path / inner, batches)
+    expected = np.concatenate([some_pixels(i) for i in range(5)]).reshape(-1, 3, 32, 32)
+    np.testing.assert_array_equal(read_cifar10(tmp_path), expected)
+
+
+def test_the_archive_is_read_without_unpacking(tmp_path: Path) -> None:
+    path = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for i, name in enumerate(("data_batch_1", "data_batch_2", "batches.meta")):
+            data = python2_pickle(some_pixels(i))
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    assert read_cifar10(path).shape == (6, 3, 32, 32)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_pixels_reach_the_network_in_range(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"data_batch_1": python2_pickle(some_pixels(0))})
+    data = load_data(f"cifar10:{tmp_path}")
+    sample = data.dataset[1]
+    assert (data.sample_shape, tuple(sample.shape)) == ((3, 32, 32), (3, 32, 32))
+    np.testing.assert_allclose(sample.numpy().reshape(-1), some_pixels(0)[1] / 127.5 - 1, atol=1e-6)
+
+
+class Malicious:
+    def __init__(self, call: Any, *args: Any) -> None:
+        self.call = (call, args)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda canary: Malicious(os.system, f"touch {canary}"),
+        lambda canary: Malicious(eval, f"open({str(canary)!r}, 'w')"),
+        lambda canary: Malicious(open, str(canary), "w"),
+        lambda canary: Malicious(np.memmap, str(canary), "uint8", "w+", 0, (4,)),
+        lambda canary: Malicious(np.load, str(canary)),
+    ],
+)
+def test_a_pickle_that_calls_anything_is_refused_before_it_runs(tmp_path: Path, attack: Any) -> None:
+    canary = tmp_path / "canary"
+    write_folder(tmp_path / "data", {"data_batch_1": pickle.dumps({b"data": attack(canary)}, protocol=2)})
+    with pytest.raises(TrainingError, match=r"data_batch_1: the pickle asks for .*; do not trust it"):
+        read_cifar10(tmp_path / "data")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x02}",
+        b"no pickle",
+        python2_pickle(some_pixels(0))[:-2000],
+        pickle.dumps([1, 2]),
+        pickle.dumps({b"labels": [0]}),
+        pickle.dumps({b"data": np.zeros((2, 3072))}, protocol=2),
+        pickle.dumps({b"data": np.zeros((2, 100), np.uint8)}, protocol=2),
+    ],
+)
+def test_a_file_that_is_no_batch_is_named(tmp_path: Path, data: bytes) -> None:
+    write_folder(tmp_path, {"data_batch_3": data})
+    with pytest.raises(TrainingError, match=r"data_batch_3: .*download it again"):
+        read_cifar10(tmp_path)
+
+
+def test_a_broken_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cifar.tar.gz"
+    path.write_bytes(b"\x1f\x8b\x08\x00broken")
+    with pytest.raises((TrainingError, OSError), match=r"cifar.tar.gz"):
+        read_cifar10(path)
