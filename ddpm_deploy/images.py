@@ -17,7 +17,10 @@ MIN_TILE = 64
 GIF_FRAME_MS = 60
 GIF_LAST_MS = 1500
 
+NETWORK_RANGE = (-1.0, 1.0)
+
 Array = NDArray[Any]
+Bounds = tuple[float, float]
 
 
 def is_picture(shape: Sequence[int]) -> bool:
@@ -25,25 +28,33 @@ def is_picture(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[0] in (1, 3, 4)
 
 
-def to_uint8(samples: Array) -> NDArray[np.uint8]:
-    """From network range [-1, 1] to 0 ... 255, rounded and clipped; any shape."""
+def to_uint8(samples: Array, bounds: Bounds = NETWORK_RANGE) -> NDArray[np.uint8]:
+    """From network range to 0 ... 255, rounded and clipped; any shape. bounds: what is black and what is white."""
     if not np.isfinite(samples).all():
         raise ValueError("samples: expected finite numbers")
-    return np.clip(np.rint(samples * 127.5 + 127.5), 0, 255).astype(np.uint8)
+    low, high = bounds
+    return np.clip(np.rint((samples - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
 
 
-def to_pil(samples: Array) -> list[Image]:
+def to_pil(samples: Array, bounds: Bounds = NETWORK_RANGE) -> list[Image]:
     """One PIL image for each sample of (n, C, H, W), in network range."""
-    return [_from_pixels(pixels) for pixels in to_uint8(_checked(samples))]
+    return [_from_pixels(pixels) for pixels in to_uint8(_checked(samples), bounds)]
 
 
-def grid(samples: Array, *, columns: int | None = None, scale: int | None = None, gap: int = 2) -> Image:
+def grid(
+    samples: Array,
+    *,
+    bounds: Bounds = NETWORK_RANGE,
+    columns: int | None = None,
+    scale: int | None = None,
+    gap: int = 2,
+) -> Image:
     """All samples in one picture.
 
     samples: (n, C, H, W) in network range. columns: None is near a square. scale: how many pixels a pixel becomes;
     None enlarges small pictures to about 64. gap: pixels between two, in the enlarged picture.
     """
-    pixels = to_uint8(_checked(samples))
+    pixels = to_uint8(_checked(samples), bounds)
     n, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(n))
     if columns < 1 or (scale is not None and scale < 1):

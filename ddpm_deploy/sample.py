@@ -13,7 +13,7 @@ import numpy as np
 
 from ddpm_deploy.backends import BACKENDS
 from ddpm_deploy.cli import make_parser, run_command
-from ddpm_deploy.images import grid, is_picture, save_gif, to_pil
+from ddpm_deploy.images import NETWORK_RANGE, grid, is_picture, save_gif, to_pil
 from ddpm_deploy.plan import Plan
 from ddpm_deploy.sampler import BATCH_SIZE, Sampler
 from ddpm_deploy.solvers import SOLVERS
@@ -103,15 +103,16 @@ def run(
         chosen = Plan.load(plan) if plan else sampler.plan(solver, steps, spacing, **options)
         if print_plan:
             print(chosen)
+        look = {"bounds": sampler.manifest.clip or NETWORK_RANGE, "columns": columns, "scale": scale}
         count = None if arrays["x_T"] is not None else num
         request: dict[str, Any] = {"plan": chosen, "seed": seed, "start": start, **arrays}
         began = time.perf_counter()
         if animate:
-            samples = _animate(sampler.stream(count, **request), chosen.nfe, animate, columns, scale)
+            samples = _animate(sampler.stream(count, **request), chosen.nfe, animate, look)
         else:
             samples = sampler.sample(count, batch_size=batch_size, progress=not json, **request)
         seconds = time.perf_counter() - began
-    written = _write(samples, out, columns, scale, start)
+    written = _write(samples, out, look, start)
     report = {
         "written": [str(path) for path in [*written, *([animate] if animate else [])]],
         "samples": len(samples),
@@ -152,27 +153,27 @@ def _check_output(out: Path, animate: Path | None, shape: tuple[int, ...]) -> No
         (path if path is out and not path.suffix else path.parent).mkdir(parents=True, exist_ok=True)
 
 
-def _write(samples: Any, out: Path, columns: int | None, scale: int | None, start: int) -> list[Path]:
+def _write(samples: Any, out: Path, look: dict[str, Any], start: int) -> list[Path]:
     if out.suffix == ".npy":
         np.save(out, samples)
         return [out]
     if out.suffix == ".png":
-        grid(samples, columns=columns, scale=scale).save(out)
+        grid(samples, **look).save(out)
         return [out]
     paths = [out / f"{start + i:06d}.png" for i in range(len(samples))]
-    for path, picture in zip(paths, to_pil(samples), strict=True):
+    for path, picture in zip(paths, to_pil(samples, look["bounds"]), strict=True):
         picture.save(path)
     return paths
 
 
-def _animate(frames: Any, nfe: int, path: Path, columns: int | None, scale: int | None) -> Any:
+def _animate(frames: Any, nfe: int, path: Path, look: dict[str, Any]) -> Any:
     """Consume the frames of a run, write some of them as an animation, and give back the samples."""
     shown = {round(i) for i in np.linspace(0, nfe - 1, min(nfe, GIF_FRAMES))}
     pictures = []
     frame: Frame
     for frame in frames:
         if frame.step in shown:
-            pictures.append(grid(frame.x, columns=columns, scale=scale))
+            pictures.append(grid(frame.x, **look))
     save_gif(pictures, path)
     return frame.x
 

@@ -56,7 +56,7 @@ def main() -> None:
     command("train", "--preset", args.preset, "--out", run, "--threads", THREADS)
     trained = time.perf_counter() - began
     command("export", run, "--out", bundle, "--name", "digits", "--licence", LICENCE)
-    command("parity", bundle, "--solver", "ddpm", "--out", out, "--threads", THREADS)
+    command("parity", bundle, "--solver", "ddpm", "--num", 2, "--out", out, "--threads", THREADS)
     command("sample", bundle, "--solver", "ddpm", "--num", SHOWN, "--out", out / "digits.png",
             "--animate", out / "denoising.gif", "--threads", THREADS)  # fmt: skip
 
@@ -78,13 +78,17 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything")
     parser.add_argument("--preset", default="digits", help="preset of the trainer")
     parser.add_argument("--num", type=int, default=500, help="pictures of each fast solver to judge")
-    parser.add_argument("--num-chain", type=int, default=200, help="pictures of the full DDPM chain to judge")
+    parser.add_argument("--num-chain", type=int, default=100, help="pictures of the full DDPM chain to judge")
     parser.add_argument("--install", action="store_true", help="put the bundle into the package, as its digits model")
     return parser.parse_args()
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the paragraphs of the description and shows defaults."""
 
 
 def command(*words: object) -> None:

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ddpm_deploy.errors import TrainingError
@@ -79,10 +81,10 @@ class Metrics:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, pixels: Any) -> None:
-        """Record a grid of samples, (H, W, C) uint8, for TensorBoard."""
+    def picture(self, step: int, picture: Image) -> None:
+        """Record a grid of samples for TensorBoard."""
         if self.writer is not None:
-            self.writer.add_image("samples", pixels, step, dataformats="HWC")
+            self.writer.add_image("samples", np.array(picture.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close the files."""

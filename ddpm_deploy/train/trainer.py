@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm_deploy.errors import TrainingError
+from ddpm_deploy.images import is_picture
 from ddpm_deploy.solvers import make_plan
 from ddpm_deploy.train import preview
 from ddpm_deploy.train.batches import Batch, Batches, stream_seed
@@ -192,16 +193,18 @@ class Trainer:
 
     def _preview(self, metrics: Metrics) -> None:
         description, config = self.description, self.config
-        if not preview.is_picture(description.sample_shape):
+        if not is_picture(description.sample_shape):
             return
         steps = min(config.sample_steps, description.schedule.T)
         plan = make_plan("ddim", description.schedule, steps, "trailing", description.prediction, description.clip)
         x_T = preview.start_noise(config.seed, config.sample_count, description.sample_shape)
         _, condition = self._to_device(self.batches.first(config.sample_count))
         samples = preview.draw_samples(self.network, self.ema.state, plan, x_T, condition)
-        pixels = preview.grid(samples, description.clip)
-        preview.save_png(self.out / "samples" / f"step-{self.step:08d}.png", pixels)
-        metrics.picture(self.step, pixels)
+        picture = preview.grid(samples, description.clip)
+        path = self.out / "samples" / f"step-{self.step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        metrics.picture(self.step, picture)
 
     # -- keeping it -----------------------------------------------------------------------------------------------
 
