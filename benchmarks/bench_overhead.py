@@ -9,6 +9,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from ddpm_deploy.schedule import NoiseSchedule
 
 SHAPE = (3, 32, 32)
 STEPS = 100
-DETERMINISTIC_US, STOCHASTIC_US, IMPORT_MS = 50, 150, 60
+DETERMINISTIC_US, STOCHASTIC_US, IMPORT_MS, STEP_PART = 50, 150, 60, 0.01
 SOLVERS = {
     "ddim": DETERMINISTIC_US,
     "dpmpp_2m": DETERMINISTIC_US,
@@ -59,6 +60,28 @@ def test_step_overhead(benchmark, sampler: Sampler, solver: str) -> None:
     benchmark.extra_info["per_step_us"] = round(per_step_us, 1)
     print(f"\n{solver}: median {per_step_us:.1f} us a step, target {SOLVERS[solver]} us")
     assert per_step_us <= SOLVERS[solver]
+
+
+@pytest.mark.parametrize("solver", ["unipc", "ddpm"])
+def test_overhead_beside_the_cifar10_network(benchmark, sampler: Sampler, solver: str) -> None:
+    """The same cost as a part of one step of the DDPM paper's U-Net, random weights, eager torch, batch 1."""
+    torch = pytest.importorskip("torch")
+    from ddpm_deploy.model import UNet, UNetConfig
+
+    network = UNet(UNetConfig.cifar10()).eval()
+    x, t = torch.zeros(1, *SHAPE), torch.zeros(1)
+    plan = sampler.plan(solver, STEPS)
+    with torch.inference_mode():
+        benchmark.pedantic(lambda: network(x, t), rounds=15, warmup_rounds=3)
+    own = []
+    for _ in range(15):
+        began = time.perf_counter()
+        sampler.sample(1, plan=plan, seed=0)
+        own.append((time.perf_counter() - began) / plan.nfe)
+    part = statistics.median(own) / benchmark.stats.stats.median
+    benchmark.extra_info["part_of_a_step"] = round(part, 5)
+    print(f"\n{solver}: {part:.2%} of a step of the CIFAR-10 U-Net, target {STEP_PART:.0%}")
+    assert part <= STEP_PART
 
 
 CODE = """

@@ -19,6 +19,7 @@ COMMANDS = {
     "parity": "measure how far runtimes are from the float32 torch reference",
     "doctor": "say which runtimes can be had on this machine, and how to get the others",
 }
+EXTRAS = "ddpm-deploy[cpu,train,export]"
 
 
 def run_command(
@@ -31,6 +32,9 @@ def run_command(
         return run(**vars(args)) or 0
     except (DdpmDeployError, ValueError, OSError) as error:
         print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"{parser.prog}: error: {_one_line(error)}; pip install '{EXTRAS}'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)

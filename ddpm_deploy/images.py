@@ -47,19 +47,20 @@ def grid(
     bounds: Bounds = NETWORK_RANGE,
     columns: int | None = None,
     scale: int | None = None,
-    gap: int = 2,
+    gap: int | None = None,
 ) -> Image:
     """All samples in one picture.
 
     samples: (n, C, H, W) in network range. columns: None is near a square. scale: how many pixels a pixel becomes;
-    None enlarges small pictures to about 64. gap: pixels between two, in the enlarged picture.
+    None enlarges small pictures to about 64. gap: pixels between two in the enlarged picture; None is the width of one
+    pixel of a sample, at least 2.
     """
     pixels = to_uint8(_checked(samples), bounds)
     n, channels, height, width = pixels.shape
+    check_layout(columns, scale)
     columns = columns or math.ceil(math.sqrt(n))
-    if columns < 1 or (scale is not None and scale < 1):
-        raise ValueError(f"columns, scale: got {columns}, {scale}, expected whole numbers of at least 1")
     scale = scale or max(1, math.ceil(MIN_TILE / max(height, width)))
+    gap = max(2, scale) if gap is None else gap
     pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
     rows = math.ceil(n / columns)
     tile_h, tile_w = height * scale + gap, width * scale + gap
@@ -68,6 +69,13 @@ def grid(
         top, left = gap + i // columns * tile_h, gap + i % columns * tile_w
         canvas[:, top : top + height * scale, left : left + width * scale] = tile
     return _from_pixels(canvas)
+
+
+def check_layout(columns: int | None, scale: int | None) -> None:
+    """Refuse what `grid` cannot lay out."""
+    for name, value in (("columns", columns), ("scale", scale)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, expected a whole number of at least 1")
 
 
 def save_gif(frames: Sequence[Image], path: str | os.PathLike[str]) -> None:

@@ -103,4 +103,6 @@ def _checked_condition(value: ArrayLike, known: Condition, n: int) -> Array:
         raise ValueError(f"condition {known.name!r}: got {array.dtype}, expected {known.dtype}")
     if array.shape not in (known.shape, full):
         raise ValueError(f"condition {known.name!r}: got shape {array.shape}, expected {full} or {known.shape}")
+    if known.classes is not None and not np.all((array >= 0) & (array < len(known.classes))):
+        raise ValueError(f"condition {known.name!r}: expected classes from 0 to {len(known.classes) - 1}")
     return np.ascontiguousarray(np.broadcast_to(array, full), known.dtype)

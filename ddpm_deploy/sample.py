@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json as json_module
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ import numpy as np
 
 from ddpm_deploy.backends import BACKENDS
 from ddpm_deploy.cli import make_parser, run_command
-from ddpm_deploy.images import NETWORK_RANGE, grid, is_picture, save_gif, to_pil
+from ddpm_deploy.images import NETWORK_RANGE, check_layout, grid, is_picture, save_gif, to_pil
 from ddpm_deploy.plan import Plan
-from ddpm_deploy.sampler import BATCH_SIZE, Sampler
+from ddpm_deploy.sampler import BATCH_SIZE, RESERVED, Sampler
 from ddpm_deploy.solvers import SOLVERS
 from ddpm_deploy.spacing import SPACINGS
 
@@ -47,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--backend", choices=BACKENDS, default="onnxruntime", help="runtime")
     add("--precision", default="fp32", help="a precision that the backend or the bundle has")
     add("--device", default="cpu", help="such as cpu or cuda:0")
-    add("--threads", type=int, help="threads of one call; default: the runtime's choice")
+    add("--threads", type=int, help="threads of one call; default: every CPU that the process may use")
     add("--batch-size", type=int, default=BATCH_SIZE, help="samples that share a call of the network")
     add("--plan", type=Path, metavar="FILE", help="plan (.json or .npz) instead of solver, steps and spacing")
     add("--x-T", dest="x_T", type=Path, metavar="FILE.npy", help="starting noise (n, *S) instead of the seed's")
@@ -92,25 +93,21 @@ def run(
     """Draw and write; see `build_parser` for the arguments."""
     arrays = {"x_T": _array(x_T), "noise": _array(noise), "condition": _conditions(condition)}
     options = _options(option)
+    if plan is not None and (solver, steps, spacing, options) != (None, None, None, {}):
+        raise ValueError("--plan: given together with --solver, --steps, --spacing or --option; choose one")
+    check_layout(columns, scale)
     with Sampler.load(
         bundle, backend=backend, precision=precision, device=device, threads=threads, digest=digest
     ) as sampler:
         _check_output(out, animate, sampler.manifest.sample_shape)
-        if plan is not None and (solver, steps, spacing, options) != (None, None, None, {}):
-            raise ValueError(
-                "--plan: given together with --solver, --steps, --spacing or --option; give one of the two"
-            )
         chosen = Plan.load(plan) if plan else sampler.plan(solver, steps, spacing, **options)
         if print_plan:
-            print(chosen)
+            print(chosen, file=sys.stderr if json else sys.stdout)
         look = {"bounds": sampler.manifest.clip or NETWORK_RANGE, "columns": columns, "scale": scale}
-        count = None if arrays["x_T"] is not None else num
-        request: dict[str, Any] = {"plan": chosen, "seed": seed, "start": start, **arrays}
+        count = num if arrays["x_T"] is None else len(arrays["x_T"])
+        request = {"n": count, "plan": chosen, "seed": seed, "start": start, **arrays}
         began = time.perf_counter()
-        if animate:
-            samples = _animate(sampler.stream(count, **request), chosen.nfe, animate, look)
-        else:
-            samples = sampler.sample(count, batch_size=batch_size, progress=not json, **request)
+        samples = _draw(sampler, request, batch_size, animate, look, progress=not json)
         seconds = time.perf_counter() - began
     written = _write(samples, out, look, start)
     report = {
@@ -124,6 +121,21 @@ def run(
         "seconds": round(seconds, 3),
     }
     print(json_module.dumps(report) if json else _sentence(report, out, animate))
+
+
+def _draw(
+    sampler: Sampler,
+    request: dict[str, Any],
+    batch_size: int,
+    animate: Path | None,
+    look: dict[str, Any],
+    progress: bool,
+) -> Any:
+    if animate is None:
+        return sampler.sample(batch_size=batch_size, progress=progress, **request)
+    if request["n"] > batch_size:
+        raise ValueError(f"--animate: shows one batch; got {request['n']} samples in batches of {batch_size}")
+    return _animate(sampler.stream(**request), request["plan"].nfe, animate, look)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,9 +194,14 @@ def _array(path: Path | None) -> Any:
     if path is None:
         return None
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = np.load(path, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged archive raises half a dozen kinds
         raise ValueError(f"{path}: not a .npy file of numbers ({error})") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: not a .npy file of numbers (it is an archive)")
+    return array
 
 
 def _conditions(pairs: Sequence[str]) -> dict[str, Any]:
@@ -192,7 +209,10 @@ def _conditions(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    return {name: _value(text) for name, text in (_pair("--option", pair) for pair in pairs)}
+    options = {name: _value(text) for name, text in (_pair("--option", pair) for pair in pairs)}
+    for name in RESERVED & options.keys():
+        raise ValueError(f"--option {name}: not an option of a solver; give --{name}")
+    return options
 
 
 def _pair(flag: str, text: str) -> tuple[str, str]:

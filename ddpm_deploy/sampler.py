@@ -18,6 +18,7 @@ from ddpm_deploy.solvers import make_plan
 
 BATCH_SIZE = 32
 MAX_CACHED_PLANS = 64
+RESERVED = {"solver", "schedule", "steps", "spacing", "timesteps", "prediction"}  # of `make_plan`, not of a solver
 
 Array = NDArray[Any]
 
@@ -49,8 +50,8 @@ class Sampler:
         """Open a bundle on a backend.
 
         bundle: folder, lone ONNX file, or one already read; None is the pretrained digits model of this package.
-        digest: `"sha256:..."` that the bundle must have, which pins it against tampering. threads: for one call,
-        None leaves it to the runtime. warmup: evaluate once, so that the first request is not the slow one.
+        digest: `"sha256:..."` that the bundle must have, which pins it against tampering. threads: of one call,
+        None is every CPU that the process may use. warmup: evaluate once, so that the first request is not slow.
         Raises BundleError, BackendUnavailable.
         """
         if isinstance(bundle, Bundle):
@@ -143,18 +144,24 @@ class Sampler:
         solver = solver or defaults.solver
         if solver == "ddpm":
             options = {"variance": model.variance, **options}
+        if RESERVED & options.keys():
+            raise ValueError(f"{min(RESERVED & options.keys())}: not an option of solver {solver!r}")
         if steps is None and timesteps is None:
             steps = len(model.schedule) if solver == "ddpm" else defaults.steps
         options = {"prediction": model.prediction, "clip": model.clip, **options}
         if timesteps is not None:
             return make_plan(solver, model.schedule, steps, timesteps=timesteps, **options)
         spacing = spacing or defaults.spacing
-        key = (solver, steps, spacing, repr(sorted(options.items())))
-        if key not in self._plans:
+        key = (solver, steps, spacing, frozenset(options.items()))
+        try:
+            plan = self._plans.get(key)
+        except TypeError:  # an option that cannot be hashed, such as a list
+            return make_plan(solver, model.schedule, steps, spacing, **options)
+        if plan is None:
             if len(self._plans) >= MAX_CACHED_PLANS:
                 self._plans.clear()
-            self._plans[key] = make_plan(solver, model.schedule, steps, spacing, **options)
-        return self._plans[key]
+            plan = self._plans[key] = make_plan(solver, model.schedule, steps, spacing, **options)
+        return plan
 
     def to_user(self, samples: Array) -> NDArray[np.float32]:
         """From network range to the model's own units, `manifest.output.units`. samples: (n, *S)."""

@@ -53,7 +53,7 @@ def ddim(schedule: NoiseSchedule, timesteps: ArrayLike, *, eta: float = 0.0) -> 
     timesteps: (S,) strictly decreasing, in [0, T-1]. eta: 0 is deterministic, 1 is ancestral DDPM.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta: got {eta}, expected a number in [0, 1]; 0 is deterministic, 1 is DDPM")
+        raise ValueError(f"eta: got {eta!r}, expected a number in [0, 1]; 0 is deterministic, 1 is DDPM")
     grid = Grid.of(schedule, timesteps)
     plan = PlanBuilder("ddim", ["x"])
     for i, t in enumerate(grid.t):
@@ -339,11 +339,22 @@ def _check_options(solver: str | Solver, compile_plan: Solver, options: Mapping[
     parameters = list(inspect.signature(compile_plan).parameters.values())
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
-    known = [p.name for p in parameters[2:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    for name in options:
+    known = {p.name: p.default for p in parameters[2:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    for name, value in options.items():
         if name not in known:
             choices = f"expected {', '.join(known)}" if known else "it has none"
             raise ValueError(f"{name}: not an option of solver {solver!r}; {choices}")
+        if not _is_like(value, known[name]):
+            raise ValueError(f"{name}: got {value!r}, expected something like {known[name]!r}")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether an option has the kind of its default, so that a typing error does not surface inside a formula."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, type(default))
+    if isinstance(default, int | float):
+        return isinstance(value, int | float | np.number)
+    return not isinstance(default, str) or isinstance(value, str)
 
 
 def _check_order(order: int, most: int) -> None:

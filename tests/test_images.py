@@ -53,3 +53,7 @@ def test_an_animation_holds_every_frame(tmp_path) -> None:
     save_gif(frames, tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as animation:
         assert animation.n_frames == 3
+
+
+def test_bounds_say_what_is_black_and_white() -> None:
+    assert to_uint8(np.array([0.0, 0.5, 1.0]), (0.0, 1.0)).tolist() == [0, 128, 255]

@@ -109,11 +109,18 @@ def test_conditions_come_from_files(labelled_bundle: Path, tmp_path: Path, monke
         (["--out", "x.npy", "--device", "cuda:7"], "cuda"),
         (["--out", "x.npy", "--digest", "sha256:12"], "digest"),
         (["--out", "x.npy", "--animate", "x.mp4"], "expected X.gif"),
-        (["--out", "x.png", "--scale", "-1"], "columns, scale"),
+        (["--out", "x.png", "--scale", "-1"], "scale: got -1"),
+        (["--out", "x.png", "--columns", "0"], "columns: got 0"),
+        (["--out", "x.npy", "--option", "eta=abc", "--solver", "ddim"], "eta: got 'abc'"),
+        (["--out", "x.npy", "--option", "steps=5"], "--option steps"),
+        (["--out", "x.npy", "--option", "schedule=1"], "--option schedule"),
+        (["--out", "x.npy", "--x-T", "broken.npy"], "broken.npy: not a .npy file"),
+        (["--out", "x.npy", "--num", "40", "--animate", "x.gif"], "--animate: shows one batch"),
     ],
 )
 def test_a_bad_argument_is_one_line_and_exit_code_2(sample, words: list, message: str) -> None:
     Path("garbage.npy").write_bytes(b"\x93NUMPY nonsense")
+    Path("broken.npy").write_bytes(b"PK\x03\x04 broken archive")
     Path("p.json").write_text("{}")
     code, out, err = sample(*words)
     assert (code, out) == (2, "")

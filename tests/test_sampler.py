@@ -161,7 +161,7 @@ def test_a_plan_beside_a_solver_is_refused(sampler: Sampler) -> None:
 
 
 def test_wrong_conditions_are_refused(labelled: Sampler) -> None:
-    for condition in ({}, {"label": 1}, {"labels": 1.5}, {"labels": [1, 2]}):
+    for condition in ({}, {"label": 1}, {"labels": 1.5}, {"labels": [1, 2]}, {"labels": 3}, {"labels": -1}):
         with pytest.raises(ValueError, match="condition"):
             labelled.sample(3, steps=2, condition=condition)
 
