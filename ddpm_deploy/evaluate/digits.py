@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_deploy.train.data import digits_arrays
+from ddpm_deploy.digits import digits_arrays
 
 CLASSES = 10
 

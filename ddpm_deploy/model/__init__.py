@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from ddpm_deploy.model.small import PointConfig, PointNet, SignalConfig, SignalNet
-from ddpm_deploy.model.unet import UNet
 from ddpm_deploy.model.unet_config import UNetConfig
+
+if TYPE_CHECKING:
+    from ddpm_deploy.model.networks import NETWORKS, build_network
+    from ddpm_deploy.model.small import PointConfig, PointNet, SignalConfig, SignalNet
+    from ddpm_deploy.model.unet import UNet
 
 __all__ = [
     "NETWORKS",
@@ -22,14 +23,19 @@ __all__ = [
     "build_network",
 ]
 
-NETWORKS: dict[str, Any] = {"unet": UNet, "mlp": PointNet, "conv1d": SignalNet}
+MODULES = {
+    "NETWORKS": "networks",
+    "PointConfig": "small",
+    "PointNet": "small",
+    "SignalConfig": "small",
+    "SignalNet": "small",
+    "UNet": "unet",
+    "build_network": "networks",
+}
 
 
-def build_network(spec: Mapping[str, Any]) -> nn.Module:
-    """Build a network, with fresh weights, from what its `spec()` returned."""
-    if set(spec) != {"kind", "config"}:
-        raise ValueError(f"network: got keys {sorted(spec)}, expected 'config' and 'kind'")
-    if spec["kind"] not in NETWORKS:
-        raise ValueError(f"network kind: got {spec['kind']!r}, expected one of {', '.join(NETWORKS)}")
-    network: nn.Module = NETWORKS[spec["kind"]].from_config(spec["config"])
-    return network
+def __getattr__(name: str) -> Any:
+    """Import torch, which takes seconds, only for those who need more than a configuration."""
+    if name in MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,7 +21,6 @@ from ddpm_deploy.train.presets import PRESETS, SCHEDULES
 DEFAULT_PRESET = "digits"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CHOICES = {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES, "mixed_precision": MIXED_PRECISIONS}
-TYPES = {"int": int, "float": float, "str": str, "float | None": float, "bool": bool}
 HELP = {
     "steps": "training steps",
     "batch_size": "samples a step, over all processes",
@@ -30,9 +29,9 @@ HELP = {
     "weight_decay": "weight decay",
     "warmup_steps": "steps in which the learning rate rises",
     "lr_schedule": "learning rate after the warm-up",
-    "clip_norm": "bound of the gradient's norm",
+    "clip_norm": "bound of the gradient's norm, or none",
     "ema_decay": "decay of the averaged weights, which are what gets exported",
-    "min_snr_gamma": "bound of min-SNR loss weighting; without it, the paper's simple loss",
+    "min_snr_gamma": "bound of min-SNR loss weighting, or none for the paper's simple loss",
     "mixed_precision": "precision of the network's inner arithmetic",
     "flip": "mirror half of the pictures",
     "seed": "of the weights, the order of the data, and the noise",
@@ -52,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("train", "Train a noise predictor. What is not given comes from the preset.")
     kinds = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder of the run")
-    parser.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET, help=kinds)
+    _option(parser, "--preset", choices=PRESETS, help=f"{kinds} (default: {DEFAULT_PRESET}; not with --resume)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
     group = parser.add_argument_group("what to train (not with --resume)")
     _option(group, "--data", help="digits, folder:PATH (any images) or cifar10:PATH (folder or .tar.gz)")
@@ -87,9 +86,16 @@ def _setting(group: Any, name: str, kind: str) -> None:
     _option(group, f"--{name.replace('_', '-')}", **options)
 
 
+def _number_or_none(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+TYPES = {"int": int, "float": float, "str": str, "float | None": _number_or_none}
+
+
 def run(
     out: Path,
-    preset: str = DEFAULT_PRESET,
+    preset: str | None = None,
     resume: bool = False,
     cpu: bool = False,
     threads: int | None = None,
@@ -103,9 +109,12 @@ def run(
     from ddpm_deploy.train.api import run_trainer
     from ddpm_deploy.train.setup import new_run, resumed_run
 
+    if resume and preset is not None:
+        raise ValueError("preset: a run that is resumed has its settings already; leave --preset out")
     if threads is not None:
         torch.set_num_threads(threads)
-    network, data, description = resumed_run(out, given) if resume else new_run(out, PRESETS[preset], given)
+    start = PRESETS[preset or DEFAULT_PRESET]
+    network, data, description = resumed_run(out, given) if resume else new_run(out, start, given)
     began = time.perf_counter()
     with stop_signals() as stopped:
         steps = run_trainer(

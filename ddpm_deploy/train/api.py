@@ -67,6 +67,7 @@ def train(
         defaults=defaults or Defaults("unipc", min(DEFAULT_STEPS, schedule.T), "trailing"),
         data=data.name,
         training=config or TrainConfig(),
+        listing=getattr(data.dataset, "listing", None),
     )
     run_trainer(network, data, description, Path(out), accelerator, cpu, resume=resume, stop=stop, progress=progress)
     return load_run(out, network=network)

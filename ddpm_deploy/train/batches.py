@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ddpm_deploy.errors import TrainingError
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 
@@ -57,19 +59,36 @@ class Batches(Dataset[Batch]):
         """The first `count` samples of the data set, over again where it has fewer."""
         return as_batch(_take(self.dataset, [i % len(self.dataset) for i in range(count)]))
 
-    def loader(self, first: int, last: int, workers: int) -> DataLoader[Batch]:
+    def loader(self, first: int, last: int, workers: int) -> Iterator[Batch]:
         """Batches `first` to `last - 1` in order, fetched ahead by `workers` processes."""
         generator = torch.Generator().manual_seed(0)  # or the loader draws its own seed from the global state
         pin = torch.cuda.is_available()
-        return DataLoader(
-            self,
+        loader = DataLoader(
+            _Attempts(self),
             batch_size=None,
             sampler=range(first, last),
             num_workers=workers,
             pin_memory=pin,
             generator=generator,
-            worker_init_fn=_leave_interrupts_to_main,
+            worker_init_fn=_leave_signals_to_main,
         )
+        for item in loader:
+            if isinstance(item, TrainingError):
+                raise item
+            yield item
+
+
+class _Attempts(Dataset[Batch | TrainingError]):
+    """Gives a TrainingError instead of raising it: torch would put a worker's whole traceback into its message."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | TrainingError:
+        try:
+            return self.batches[step]
+        except TrainingError as error:
+            return error
 
 
 def as_batch(items: Any) -> Batch:
@@ -81,8 +100,10 @@ def as_batch(items: Any) -> Batch:
     raise ValueError(f"dataset: got samples of type {type(items).__name__}, expected x, or (x, dict of conditions)")
 
 
-def _leave_interrupts_to_main(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_main(worker: int) -> None:
+    """A terminal or a scheduler signals the whole group; the main process then still needs the batches under way."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _take(dataset: Any, indices: list[int]) -> Any:

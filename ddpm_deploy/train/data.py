@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddpm_deploy.bundle import OutputAffine
+from ddpm_deploy.digits import HIGHEST, digits_pixels
 from ddpm_deploy.errors import TrainingError
 from ddpm_deploy.train.cifar10 import read_cifar10
+from ddpm_deploy.train.runs import Listing
 
 PICTURE = OutputAffine(scale=(0.5,), offset=(0.5,), units="intensity, 0 to 1")
-DIGITS_HELD_OUT = 360
-DIGITS_SPLIT_SEED = 0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+HIGHEST_16_BIT = 65535
 PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -69,6 +71,9 @@ class Folder(Dataset[Tensor]):
         if not self.paths:
             raise TrainingError(f"{path}: holds no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
         self.size, self.mode = size, PICTURE_MODES[channels]
+        names = "\0".join(file.relative_to(path).as_posix() for file in self.paths)
+        digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+        self.listing = Listing(len(self.paths), digest)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,11 +81,30 @@ class Folder(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         try:
             with Image.open(self.paths[index]) as image:
-                picture = _square(image.convert(self.mode), self.size)
-        except (OSError, Image.DecompressionBombError) as error:
+                picture = _square(_upright(image, self.mode), self.size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise TrainingError(f"{self.paths[index]}: cannot be read as an image ({error}); remove it") from None
         pixels = np.array(picture, dtype=np.float32).reshape(self.size, self.size, -1)
         return torch.from_numpy(pixels.transpose(2, 0, 1) / 127.5 - 1)
+
+
+def _upright(image: Image.Image, mode: str) -> Image.Image:
+    """The image as it is meant to be seen: turned as its EXIF data says, 8 bits a channel, on white."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode[0] in "IF":
+        image = _eight_bits(image)
+    if image.has_transparency_data and mode != "RGBA":
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow cuts off what is above 255 in grey pictures of 16 bits, which have mode I;16, or I from some formats."""
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > HIGHEST_16_BIT:
+        raise ValueError(f"mode {image.mode} with values outside 16 bits")
+    return Image.fromarray((pixels / (HIGHEST_16_BIT / 255)).round().astype(np.uint8))
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
@@ -90,26 +114,6 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BOX if shorter >= 2 * size else Image.Resampling.BICUBIC, box)
 
 
-def digits_arrays(held_out: bool = False) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """scikit-learn's handwritten digits: pictures (N, 1, 8, 8) in [-1, 1] and labels (N,).
-
-    The 1797 pictures are split once and for all: 1437 to train on, 360 held out.
-    """
-    pixels, labels = _digits(held_out)
-    return (pixels / 8 - 1).astype(np.float32), labels
-
-
-def _digits(held_out: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise TrainingError("data: 'digits' needs scikit-learn; pip install scikit-learn") from None
-    digits = load_digits()
-    order = np.random.default_rng(DIGITS_SPLIT_SEED).permutation(len(digits.images))
-    chosen = order[:DIGITS_HELD_OUT] if held_out else order[DIGITS_HELD_OUT:]
-    return digits.images[chosen, None].astype(np.uint8), digits.target[chosen].astype(np.int64)
-
-
 def load_data(name: str, *, size: int | None = None, channels: int = 3) -> Data:
     """Open a data set by name: `digits`, `folder:PATH` or `cifar10:PATH` (folder or .tar.gz).
 
@@ -117,7 +121,7 @@ def load_data(name: str, *, size: int | None = None, channels: int = 3) -> Data:
     """
     kind, _, path = name.partition(":")
     if kind == "digits" and not path:
-        return Data(name, Pictures(_digits(held_out=False)[0], highest=16), (1, 8, 8))
+        return Data(name, Pictures(digits_pixels()[0], HIGHEST), (1, 8, 8))
     if kind == "folder" and path:
         if size is None:
             raise ValueError("size: missing, expected the side of the pictures in pixels; give --size")

@@ -24,6 +24,15 @@ RUN_NAME = "run.json"
 CHECKPOINTS = "checkpoints"
 FORMAT = "ddpm-deploy run"
 FORMAT_VERSION = 1
+FIXED = ("spec", "schedule", "prediction", "variance", "clip", "sample_shape", "conditions", "data", "optimizer")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Which files a folder of images held: their number, and the SHA-256 of their names in order."""
+
+    count: int
+    names_sha256: str
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,8 @@ class Description:
 
     spec: how `build_network` makes the network, None for a module of the user's own. variance: of the reverse step,
     "small" or "large". clip: bounds of the clean sample in network range, or None. output: to the user's units.
-    data: name of the data set. training: the settings. Other fields as in `bundle.Manifest`.
+    data: name of the data set. listing: its files, where it is a folder. training: the settings. Other fields as in
+    `bundle.Manifest`.
     """
 
     name: str
@@ -47,6 +57,7 @@ class Description:
     defaults: Defaults
     data: str
     training: TrainConfig
+    listing: Listing | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, allowed in (("prediction", PREDICTIONS), ("variance", VARIANCES[:2])):
@@ -102,7 +113,7 @@ def _network(description: Description, given: nn.Module | None) -> nn.Module:
         raise TrainingError(f"{RUN_NAME}: network: {error}; the file is damaged or of another version") from None
 
 
-def _short(error: Exception, limit: int = 300) -> str:
+def _short(error: object, limit: int = 300) -> str:
     line = " ".join(str(error).split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
@@ -127,7 +138,34 @@ def write_description(path: Path, description: Description) -> None:
         "training": description.training.to_dict(),
         "schedule": schedule,
     }
+    if description.listing is not None:
+        members["listing"] = asdict(description.listing)
     write_file(path / RUN_NAME, json.dumps(members, indent=1, allow_nan=False).encode())
+
+
+def require_same(found: Description, given: Description, out: Path) -> None:
+    """Refuse to resume a run as anything but what it is; TrainingError names the field."""
+    for name in FIXED:
+        old, new = _comparable(found, name), _comparable(given, name)
+        if old != new:
+            raise TrainingError(f"{out}: {name}: got {_brief(new)}, but the run has {_brief(old)}; give what it has")
+    if found.listing is not None and given.listing != found.listing:
+        count = given.listing and given.listing.count
+        raise TrainingError(
+            f"{out}: data: got {count} files, expected the {found.listing.count} that the run began with; "
+            "put them back, or train anew"
+        )
+
+
+def _comparable(description: Description, name: str) -> Any:
+    if name == "optimizer":
+        return description.training.optimizer
+    value = getattr(description, name)
+    return json.loads(json.dumps(value)) if name == "spec" else value
+
+
+def _brief(value: Any) -> str:
+    return f"one of {value.T} timesteps" if isinstance(value, NoiseSchedule) else _short(repr(value), 100)
 
 
 def read_description(path: str | os.PathLike[str]) -> Description:
@@ -147,7 +185,9 @@ def _decode(members: dict[str, Any]) -> Description:
         raise ValueError(f"format: expected {FORMAT!r} version {FORMAT_VERSION}")
     members.pop("package_version")
     spec, clip, tables = members.pop("network"), members.pop("clip"), members.pop("schedule")
+    listing = members.pop("listing", None)
     parts: dict[str, Any] = {
+        "listing": None if listing is None else from_dict(Listing, listing),
         "output": from_dict(OutputAffine, members.pop("output")),
         "conditions": tuple(from_dict(Condition, condition) for condition in members.pop("conditions")),
         "defaults": from_dict(Defaults, members.pop("defaults")),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
     name = given.get("data", preset.data)
     if name is None:
         raise ValueError("data: missing, and the preset names none; give --data folder:PATH or --data cifar10:PATH")
+    if not name.startswith("folder:"):
+        for option in sorted({"size", "channels"} & set(given)):
+            raise ValueError(f"{option}: is for folders of images, {name} has its own; leave --{option} out")
     channels = given.get("channels", preset.network.in_channels)
     data = load_data(name, size=given.get("size", preset.size), channels=channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(config.seed, "weights"))
+    with _seeded_weights(config.seed):
         network = _network(preset, data, given.get("network"))
     description = Description(
         name=out.resolve().name,
@@ -49,6 +52,7 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
         defaults=preset.defaults,
         data=name,
         training=config,
+        listing=getattr(data.dataset, "listing", None),
     )
     return network, data, description
 
@@ -68,7 +72,17 @@ def resumed_run(out: Path, given: Mapping[str, Any]) -> Parts:
         raise TrainingError(f"{out}: was trained on data of your own; resume it with ddpm_deploy.train.train")
     data = load_data(description.data, size=shape[-1], channels=shape[0])
     training = replace(description.training, **given)
-    return build_network(description.spec), data, replace(description, training=training)
+    with _seeded_weights(training.seed):  # they count where the run has no checkpoint yet
+        network = build_network(description.spec)
+    listing = getattr(data.dataset, "listing", None)
+    return network, data, replace(description, training=training, listing=listing)
+
+
+@contextmanager
+def _seeded_weights(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "weights"))
+        yield
 
 
 def _network(preset: Preset, data: Data, file: Path | None) -> nn.Module:

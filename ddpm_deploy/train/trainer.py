@@ -20,6 +20,7 @@ from ddpm_deploy.train import preview
 from ddpm_deploy.train.batches import Batch, Batches, stream_seed
 from ddpm_deploy.train.checkpoint import (
     find_checkpoint,
+    list_checkpoints,
     prune_checkpoints,
     read_state,
     read_tensors,
@@ -29,7 +30,14 @@ from ddpm_deploy.train.ema import EMA
 from ddpm_deploy.train.loss import Objective
 from ddpm_deploy.train.metrics import Metrics, Window
 from ddpm_deploy.train.optim import learning_rate, load_optimizer_state, make_optimizer, optimizer_state
-from ddpm_deploy.train.runs import CHECKPOINTS, RUN_NAME, Description, write_description
+from ddpm_deploy.train.runs import (
+    CHECKPOINTS,
+    RUN_NAME,
+    Description,
+    read_description,
+    require_same,
+    write_description,
+)
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +75,8 @@ class Trainer:
     def fit(self, *, resume: bool = False, stop: Callable[[], bool] = lambda: False, progress: bool = False) -> int:
         """Train up to `config.steps`; returns the number of steps done.
 
-        resume: continue from the newest checkpoint, exactly as if the run had not been cut off.
+        resume: continue from the newest checkpoint, exactly as if the run had not been cut off. A run that ended
+        before its first checkpoint starts anew, resumed or not.
         stop: asked after every step; when it says yes, a checkpoint is written and `fit` returns.
         Raises TrainingError when the loss is not finite; the last good checkpoint stays.
         """
@@ -209,11 +218,14 @@ class Trainer:
     # -- keeping it -----------------------------------------------------------------------------------------------
 
     def _open(self, resume: bool) -> None:
-        exists = (self.out / RUN_NAME).is_file()
-        if resume:
+        exists, trained = (self.out / RUN_NAME).is_file(), bool(list_checkpoints(self.out / CHECKPOINTS))
+        if trained and not resume:
+            raise TrainingError(f"{self.out}: holds a run already; resume it, or give another folder")
+        if resume and (trained or not exists):
+            require_same(read_description(self.out), self.description, self.out)
             self._restore(find_checkpoint(self.out / CHECKPOINTS))
         elif exists:
-            raise TrainingError(f"{self.out}: holds a run already; resume it, or give another folder")
+            log.warning("%s: the run there ended before its first checkpoint; starting anew", self.out)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)

@@ -117,6 +117,13 @@ def test_a_picture_of_the_wrong_shape_is_refused_with_its_shape(shape: tuple[int
         ({"dropout": 1.0}, "dropout"),
         ({"downsample_padding": 2}, "downsample_padding"),
         ({"num_classes": 0}, "num_classes"),
+        ({"block_out_channels": 32}, "block_out_channels: got 32, expected tuple"),
+        ({"block_out_channels": ["a"]}, "block_out_channels"),
+        ({"time_scale": "a"}, "UNetConfig: time_scale: got 'a', expected float"),
+        ({"time_scale": True}, "time_scale"),
+        ({"middle_attention": 1}, "middle_attention: got 1, expected bool"),
+        ({"layers_per_block": 2.0}, "layers_per_block"),
+        ({"dropout": None}, "dropout"),
     ],
 )
 def test_a_bad_configuration_is_refused_by_the_name_of_the_field(change: dict[str, object], word: str) -> None:

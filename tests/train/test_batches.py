@@ -6,6 +6,7 @@ import pytest
 import torch
 from train_toys import Jittered, ring
 
+from ddpm_deploy.errors import TrainingError
 from ddpm_deploy.train.batches import Batches, as_batch, batch_indices, stream_seed
 
 
@@ -50,6 +51,18 @@ def test_the_loader_gives_the_steps_asked_for_in_order() -> None:
     loaded = [x for x, _ in batches.loader(3, 8, workers=0)]
     assert len(loaded) == 5
     assert all(torch.equal(x, batches[step][0]) for x, step in zip(loaded, range(3, 8), strict=True))
+
+
+class Corrupt(Jittered):
+    def __getitem__(self, index: int) -> torch.Tensor:
+        raise TrainingError("a.png: cannot be read as an image")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_data_arrives_as_it_was_raised(workers: int) -> None:
+    with pytest.raises(TrainingError) as caught:
+        list(Batches(Corrupt(), 4, 0).loader(0, 2, workers))
+    assert str(caught.value) == "a.png: cannot be read as an image"
 
 
 def test_first_samples_repeat_where_the_data_set_is_small() -> None:

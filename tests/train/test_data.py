@@ -56,7 +56,7 @@ def test_a_folder_gives_its_images_in_name_order_whatever_their_mode_and_shape(t
     samples = torch.stack([data.dataset[i] for i in range(len(data.dataset))])
     assert samples.shape == (4, 3, 8, 8)
     assert samples.dtype == torch.float32
-    expected = [[1, 1, 1], [1, -1, -1], [-1, -1, -1], [-1, -1, 1]]
+    expected = [[1, 1, 1], [1, -1, -1], [-1, -1, -1], [1, 1, 1]]
     assert samples.mean(dim=(2, 3)).round().tolist() == expected
 
 
@@ -73,6 +73,46 @@ def test_the_centre_of_an_oblong_image_is_kept_with_its_orientation(tmp_path: Pa
     Image.fromarray(pixels).save(tmp_path / "a.png")
     sample = load_data(f"folder:{tmp_path}", size=8, channels=1).dataset[0]
     assert torch.equal(sample[0], torch.cat([torch.ones(4, 8), -torch.ones(4, 8)]))
+
+
+def test_a_photo_is_turned_as_its_exif_data_says(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8), dtype=np.uint8)
+    pixels[:, :4] = 255  # left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    sample = load_data(f"folder:{tmp_path}", size=8, channels=1).dataset[0]
+    assert torch.equal(sample[0], torch.cat([torch.ones(4, 8), -torch.ones(4, 8)]))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_grey_pictures_of_16_bits_keep_their_range(tmp_path: Path, suffix: str) -> None:
+    pixels = np.repeat(np.array([0, 25700, 51400, 65535], dtype=np.uint16), 4).reshape(4, 4)
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
+    sample = load_data(f"folder:{tmp_path}", size=4, channels=1).dataset[0]
+    assert ((sample[0, :, 0] + 1) * 127.5).round().tolist() == [0, 100, 200, 255]
+
+
+def test_grey_pictures_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(
+        TrainingError, match=r"a.tif: cannot be read as an image \(mode F with values outside 16 bits\)"
+    ):
+        load_data(f"folder:{tmp_path}", size=4, channels=1).dataset[0]
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("RGBA", (255, 0, 0, 51)), ("LA", (0, 51))])
+def test_what_is_transparent_shows_white(tmp_path: Path, mode: str, colour: object) -> None:
+    picture(tmp_path / "a.png", mode, (4, 4), colour)
+    sample = load_data(f"folder:{tmp_path}", size=4, channels=3).dataset[0]
+    expected = [255, 204, 204] if mode == "RGBA" else [204, 204, 204]
+    assert ((sample[:, 0, 0] + 1) * 127.5).round().tolist() == expected
+
+
+def test_four_channels_keep_their_transparency(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", "RGBA", (4, 4), (255, 0, 0, 51))
+    sample = load_data(f"folder:{tmp_path}", size=4, channels=4).dataset[0]
+    assert ((sample[:, 0, 0] + 1) * 127.5).round().tolist() == [255, 0, 0, 51]
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
@@ -93,7 +133,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         ("folder:{}", {"size": 8}, "holds no images"),
         ("folder:{}/none", {"size": 8}, "is no folder"),
         ("cifar10:{}/none", {}, "No such file"),
-        ("cifar10:{}", {}, "holds none of data_batch_1"),
+        ("cifar10:{}", {}, "holds no data_batch_1, data_batch_2"),
     ],
 )
 def test_data_that_is_not_there_is_refused(tmp_path: Path, name: str, options: dict[str, int], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from ddpm_deploy.train.config import TrainConfig
 from ddpm_deploy.train.presets import PRESETS
 
 COMMAND = [sys.executable, "-m", "ddpm_deploy.train"]
-TINY = ["--preset", "tiny", "--cpu", "--quiet"]
+QUIET = ["--cpu", "--quiet"]
+TINY = ["--preset", "tiny", *QUIET]
 
 
 def environment() -> dict[str, str]:
@@ -43,12 +45,38 @@ def test_tiny_preset_trains_and_reports_as_json(tmp_path: Path, capsys: pytest.C
 
 def test_resume_continues_exactly_and_takes_more_steps(tmp_path: Path) -> None:
     for name, arguments in (
-        ("whole", ["--steps", "6"]),
-        ("cut", ["--steps", "3"]),
-        ("cut", ["--steps", "6", "--resume"]),
+        ("whole", [*TINY, "--steps", "6"]),
+        ("cut", [*TINY, "--steps", "3"]),
+        ("cut", [*QUIET, "--steps", "6", "--resume"]),
     ):
-        assert main(["--out", str(tmp_path / name), *TINY, *arguments]) == 0
+        assert main(["--out", str(tmp_path / name), *arguments]) == 0
     assert_same(stored(tmp_path / "cut", 6), stored(tmp_path / "whole", 6))
+
+
+def test_a_run_without_a_checkpoint_is_resumed_as_if_it_was_new(tmp_path: Path) -> None:
+    for name in ("whole", "cut"):
+        assert main(["--out", str(tmp_path / name), *TINY, "--steps", "2"]) == 0
+    shutil.rmtree(tmp_path / "cut" / "checkpoints")
+    assert main(["--out", str(tmp_path / "cut"), *QUIET, "--resume"]) == 0
+    assert_same(stored(tmp_path / "cut", 2), stored(tmp_path / "whole", 2))
+
+
+def test_bounds_are_switched_off_by_none(tmp_path: Path) -> None:
+    arguments = ["--preset", "digits", *QUIET, "--min-snr-gamma", "none", "--clip-norm", "none", "--no-tensorboard"]
+    assert main(["--out", str(tmp_path), *arguments, "--steps", "1", "--batch-size", "2", "--sample-every", "0"]) == 0
+    settings = load_run(tmp_path).provenance["training"]
+    assert (settings["min_snr_gamma"], settings["clip_norm"]) == (None, None)
+
+
+def test_help_and_settings_need_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import ddpm_deploy.train.presets; from ddpm_deploy.train import TrainConfig, digits_arrays\n"
+        "from ddpm_deploy.train.__main__ import main; main(['--help'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "--min-snr-gamma" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -57,6 +85,7 @@ def test_resume_continues_exactly_and_takes_more_steps(tmp_path: Path) -> None:
         (signal.SIGINT, os.killpg, 130, 0),
         (signal.SIGINT, os.killpg, 130, 1),  # a terminal sends it to the workers too
         (signal.SIGTERM, os.kill, 143, 0),
+        (signal.SIGTERM, os.killpg, 143, 2),  # as schedulers do
     ],
 )
 def test_an_interrupt_writes_a_checkpoint_that_can_be_resumed(
@@ -106,6 +135,38 @@ def test_a_folder_of_images_can_be_trained_on_with_any_network(tmp_path: Path) -
     assert main(["--out", str(out), "--resume", "--cpu", "--quiet", "--steps", "3"]) == 0
 
 
+def test_files_added_to_a_folder_are_noticed_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, out = tmp_path / "images", tmp_path / "run"
+    images.mkdir()
+    for name in "ab":
+        Image.new("L", (8, 8), 80).save(images / f"{name}.png")
+    data = ["--data", f"folder:{images}", "--size", "8", "--channels", "1"]
+    assert main(["--out", str(out), *TINY, *data, "--steps", "2"]) == 0
+    resume = ["--out", str(out), "--resume", *QUIET, "--steps", "3"]
+    (images / "b.png").rename(images / "c.png")
+    assert main(resume) == 2
+    (images / "c.png").rename(images / "b.png")
+    Image.new("L", (8, 8), 80).save(images / "0.png")
+    capsys.readouterr()
+    assert main(resume) == 2
+    assert "data: got 3 files, expected the 2 that the run began with" in capsys.readouterr().err
+    description = json.loads((out / "run.json").read_text())
+    del description["listing"]  # as in runs of before it was kept
+    (out / "run.json").write_text(json.dumps(description))
+    assert main(resume) == 0
+    assert json.loads((out / "run.json").read_text())["listing"]["count"] == 3
+
+
+def test_a_broken_image_is_one_line_with_workers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (8, 8), 80).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"broken")
+    data = ["--data", f"folder:{tmp_path}", "--size", "8", "--channels", "1", "--workers", "1"]
+    assert main(["--out", str(tmp_path / "run"), *TINY, *data, "--steps", "2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"ddpm-deploy train: error: {tmp_path / 'b.png'}: cannot be read as an image")
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -116,7 +177,10 @@ def test_a_folder_of_images_can_be_trained_on_with_any_network(tmp_path: Path) -
         (["--schedule", "flow"], "alpha = 0"),
         (["--timesteps", "0"], "T: got 0"),
         (["--network", "/nowhere.json"], "/nowhere.json: No such file"),
-        (["--resume"], "holds no run.json"),
+        (["--resume"], "preset: a run that is resumed"),
+        (["--size", "16"], "size: is for folders of images, digits has its own"),
+        (["--channels", "1"], "channels: is for folders of images, digits has its own"),
+        (["--data", "cifar10:/nowhere", "--size", "16"], "size: is for folders"),
         (["--mixed-precision", "fp16"], "fp16"),
     ],
 )

@@ -19,7 +19,8 @@ from train_toys import SCHEDULE, Jittered, OwnModule, StopAt, assert_same, point
 from ddpm_deploy.errors import TrainingError
 from ddpm_deploy.model import UNet, UNetConfig
 from ddpm_deploy.schedule import NoiseSchedule
-from ddpm_deploy.train import digits_arrays, load_run, train
+from ddpm_deploy.train import Data, digits_arrays, load_run, train
+from ddpm_deploy.train.api import AS_GIVEN
 from ddpm_deploy.train.checkpoint import list_checkpoints
 from ddpm_deploy.train.loss import Objective
 
@@ -161,7 +162,7 @@ def test_sample_grids_come_from_the_averaged_weights_at_the_steps_asked_for(tmp_
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == [f"step-{step:08d}.png" for step in (5, 10, 12)]
     with Image.open(tmp_path / "samples" / names[-1]) as image:
-        assert image.size == (3 * 34, 2 * 34)
+        assert image.size == (3 * 72 + 8, 2 * 72 + 8)  # tiles of 64 and gaps of 8
         assert np.asarray(image).std() > 10
 
 
@@ -204,15 +205,59 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
         train_points(tmp_path)
 
 
-def test_resume_without_a_checkpoint_says_so(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no checkpoint"):
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_died_before_its_first_checkpoint_starts_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, resume: bool
+) -> None:
+    with pytest.raises(TrainingError, match="no checkpoint was written yet"):
+        train_points(tmp_path / "run", Breaks(2))
+    assert (tmp_path / "run" / "run.json").is_file()
+    train_points(tmp_path / "run", resume=resume)
+    assert "ended before its first checkpoint; starting anew" in caplog.text
+    train_points(tmp_path / "whole")
+    assert_same(stored(tmp_path / "run", 12), stored(tmp_path / "whole", 12))
+
+
+def test_resume_without_a_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"holds no run.json"):
         train_points(tmp_path, resume=True)
 
 
-def test_resume_with_another_network_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("spec", {"network": point_net(hidden=32)}),
+        ("spec", {"network": OwnModule()}),
+        ("prediction", {"prediction": "v"}),
+        ("variance", {"variance": "large"}),
+        ("clip", {"clip": (-1.0, 1.0)}),
+        ("data", {"dataset": Jittered()}),
+        ("sample_shape", {"dataset": torch.zeros(4, 3)}),
+        ("optimizer", {"optimizer": "adamw"}),
+    ],
+)
+def test_resume_as_something_else_names_the_field(tmp_path: Path, field: str, change: dict[str, Any]) -> None:
     train_points(tmp_path)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(TrainingError, match=rf"{field}: got .*, but the run has "):
+        train_points(tmp_path, resume=True, steps=20, **change)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_resume_with_another_schedule_or_other_conditions_names_the_field(tmp_path: Path) -> None:
+    train_points(tmp_path, OwnModule(), ring(8))
+    options: dict[str, Any] = {"out": tmp_path, "config": quick(steps=20), "cpu": True, "resume": True}
+    with pytest.raises(TrainingError, match="schedule: got one of 20 timesteps, but the run has one of 50"):
+        train(OwnModule(), ring(8), NoiseSchedule.cosine(20), **options)
+    labelled = Data("array", [(x, {"labels": torch.tensor(0)}) for x in ring(8)], (2,), AS_GIVEN, None)
+    with pytest.raises(TrainingError, match=r"conditions: got .*labels"):
+        train(OwnModule(), labelled, SCHEDULE, **options)
+
+
+def test_resume_with_other_weights_in_an_own_module_says_so(tmp_path: Path) -> None:
+    train_points(tmp_path, OwnModule())
     with pytest.raises(TrainingError, match="do not fit the network"):
-        train_points(tmp_path, point_net(hidden=32), resume=True, steps=20)
+        train_points(tmp_path, Breaks(100), resume=True, steps=20)
 
 
 def test_resume_of_a_run_that_has_more_steps_says_so(tmp_path: Path) -> None:
