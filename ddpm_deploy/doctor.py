@@ -29,7 +29,6 @@ EXTRAS = {
     "train": ("torch", "safetensors", "accelerate", "tensorboard", "scikit-learn", "matplotlib"),
     "plot": ("matplotlib",),
 }
-OTHERS = {"diffusers models": ("torch", "diffusers")}
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CUDA_REMEDIES = {
     "torch": "install the CUDA build of PyTorch, as its Get Started page says",
@@ -51,7 +50,7 @@ def examine() -> dict[str, Any]:
         "system": f"{platform.platform()}, {platform.machine()}",
         "cpu": _cpu(),
         "backends": backends,
-        "extras": [_extra(name, packages) for name, packages in (EXTRAS | OTHERS).items()],
+        "extras": [_extra(name, packages) for name, packages in EXTRAS.items()],
         "problems": clashes() + idle_gpus(backends, has_nvidia_gpu=NVIDIA_DRIVER.exists()),
         "notes": [TENSORRT],
         "usable": any(backend["available"] for backend in backends),
@@ -180,9 +179,8 @@ def _cpu() -> dict[str, Any]:
 
 def _extra(name: str, packages: Sequence[str]) -> dict[str, Any]:
     versions = {package: _version(package) for package in packages}
-    missing = [package for package, version in versions.items() if version is None]
-    install = f"'ddpm-deploy[{name}]'" if name in EXTRAS else " ".join(missing)
-    return {"name": name, "packages": versions, "remedy": f"pip install {install}" if missing else None}
+    missing = None in versions.values()
+    return {"name": name, "packages": versions, "remedy": f"pip install 'ddpm-deploy[{name}]'" if missing else None}
 
 
 def _version(package: str) -> str | None:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ddpm_deploy.bundle import Condition
+from ddpm_deploy.bundle import Condition, Manifest
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.plan import Noise, Plan
+
+RESERVED = {"solver", "schedule", "steps", "spacing", "timesteps", "prediction"}  # of `make_plan`, not of a solver
 
 Array = NDArray[Any]
 Conditions = Mapping[str, ArrayLike]
@@ -54,6 +56,12 @@ class Source:
         return range(self._start + chunk.start, self._start + chunk.stop)
 
 
+def kept_channels(manifest: Manifest, plan: Plan) -> int | None:
+    """How many channels of the network's output the plan takes; None is all, fewer leave out a learned variance."""
+    unused = manifest.variance == "learned" and plan.log_variance is None
+    return manifest.sample_shape[0] if unused else None
+
+
 def example_conditions(known: Sequence[Condition], n: int) -> dict[str, Array]:
     """Values to measure with where nobody asks for any: every class in turn, or Gaussian numbers; (n, ...) each."""
     return {condition.name: _example(condition, n) for condition in known}
@@ -73,6 +81,32 @@ def _broadcast_noise(noise: ArrayLike, shape: tuple[int, ...]) -> Array:
         return np.broadcast_to(array, shape)
     except ValueError:
         raise ValueError(f"noise: got shape {array.shape}, expected one that broadcasts to {shape}") from None
+
+
+def plan_settings(
+    manifest: Manifest,
+    solver: str | None,
+    steps: int | None,
+    spacing: str | None,
+    timesteps: ArrayLike | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The arguments of `make_plan` for a model, apart from its schedule; what is not asked for is the model's default.
+
+    A solver that is named without a number of steps takes the default number, but "ddpm" all T of them.
+    """
+    defaults = manifest.defaults
+    if steps is None and timesteps is None:
+        steps = manifest.schedule.T if solver == "ddpm" else defaults.steps
+    if solver is None:
+        solver, options = defaults.solver, {**defaults.options, **options}
+    if RESERVED & options.keys():
+        raise ValueError(f"{min(RESERVED & options.keys())}: not an option of solver {solver!r}")
+    model: dict[str, Any] = {"prediction": manifest.prediction, "clip": manifest.clip}
+    if solver == "ddpm":
+        model["variance"] = manifest.variance
+    asked = {"solver": solver, "steps": steps, "spacing": spacing or defaults.spacing, "timesteps": timesteps}
+    return {**asked, **model, **options}
 
 
 def checked_count(n: int | None, x_T: ArrayLike | None, shape: tuple[int, ...]) -> int:

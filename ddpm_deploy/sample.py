@@ -15,8 +15,9 @@ import numpy as np
 from ddpm_deploy.backends import BACKENDS
 from ddpm_deploy.cli import make_parser, run_command
 from ddpm_deploy.images import NETWORK_RANGE, check_layout, grid, is_picture, save_gif, to_pil
+from ddpm_deploy.job import RESERVED
 from ddpm_deploy.plan import Plan
-from ddpm_deploy.sampler import BATCH_SIZE, RESERVED, Sampler
+from ddpm_deploy.sampler import BATCH_SIZE, Sampler
 from ddpm_deploy.solvers import SOLVERS
 from ddpm_deploy.spacing import SPACINGS
 

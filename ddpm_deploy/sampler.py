@@ -12,13 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddpm_deploy.backends import Backend, open_backend
 from ddpm_deploy.bundle import Bundle, Manifest, default_bundle, read_bundle
-from ddpm_deploy.job import Conditions, Job, Source, checked_conditions, checked_count
+from ddpm_deploy.job import Conditions, Job, Source, checked_conditions, checked_count, kept_channels, plan_settings
 from ddpm_deploy.plan import Denoise, Frame, Noise, Plan
 from ddpm_deploy.solvers import make_plan
 
 BATCH_SIZE = 32
 MAX_CACHED_PLANS = 64
-RESERVED = {"solver", "schedule", "steps", "spacing", "timesteps", "prediction"}  # of `make_plan`, not of a solver
 
 Array = NDArray[Any]
 
@@ -138,29 +137,16 @@ class Sampler:
         solver: None is the bundle's default, with its steps, spacing and options. steps: None is the bundle's default
         count, or all T for "ddpm". options: the solver's own, or `clip`; "ddpm" takes the model's variance.
         """
-        defaults, model = self.manifest.defaults, self.manifest
-        if solver is None:
-            options = {**defaults.options, **options}
-        solver = solver or defaults.solver
-        if solver == "ddpm":
-            options = {"variance": model.variance, **options}
-        if RESERVED & options.keys():
-            raise ValueError(f"{min(RESERVED & options.keys())}: not an option of solver {solver!r}")
-        if steps is None and timesteps is None:
-            steps = len(model.schedule) if solver == "ddpm" else defaults.steps
-        options = {"prediction": model.prediction, "clip": model.clip, **options}
-        if timesteps is not None:
-            return make_plan(solver, model.schedule, steps, timesteps=timesteps, **options)
-        spacing = spacing or defaults.spacing
-        key = (solver, steps, spacing, frozenset(options.items()))
+        settings = plan_settings(self.manifest, solver, steps, spacing, timesteps, options)
         try:
-            plan = self._plans.get(key)
-        except TypeError:  # an option that cannot be hashed, such as a list
-            return make_plan(solver, model.schedule, steps, spacing, **options)
+            key = frozenset(settings.items())
+        except TypeError:  # something that cannot be hashed, such as a list of timesteps
+            return make_plan(schedule=self.manifest.schedule, **settings)
+        plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= MAX_CACHED_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = make_plan(solver, model.schedule, steps, spacing, **options)
+            plan = self._plans[key] = make_plan(schedule=self.manifest.schedule, **settings)
         return plan
 
     def to_user(self, samples: Array) -> NDArray[np.float32]:
@@ -223,12 +209,10 @@ class Sampler:
         condition = condition or {}
         (output,) = (spec.name for spec in self.backend.outputs)
         run = self.backend.run
-        channels = self.manifest.sample_shape[0]
-        trim = self.manifest.variance == "learned" and plan.log_variance is None
+        channels = kept_channels(self.manifest, plan)
 
         def denoise(x: Array, t: Array) -> Array:
-            m = run({"x": x, "t": t, **condition})[output]
-            return m[:, :channels] if trim else m
+            return run({"x": x, "t": t, **condition})[output][:, :channels]
 
         return denoise
 

@@ -81,7 +81,7 @@ def test_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
     assert name_of(tmp_path / "v1") == "two"
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "bundle.json.bak", "checkpoints"])
+@pytest.mark.parametrize("name", ["notes.txt", "bundle.json.bak", "checkpoints", "mine.onnx", "a.npz"])
 def test_folder_with_foreign_files_is_not_replaced(tmp_path: Path, name: str) -> None:
     out = put(tmp_path / "b")
     (out / name).mkdir() if name == "checkpoints" else (out / name).touch()

@@ -87,7 +87,8 @@ def test_every_backend_is_in_the_report(capsys: pytest.CaptureFixture[str]) -> N
     assert doctor.main([]) in (0, 1)
     text = capsys.readouterr().out
     assert all(name in text for name in ("torch", "onnxruntime", "openvino"))
-    assert "NVIDIA's index" in text
+    assert "NVIDIA's own index" in text
+    assert "diffusers" not in text
 
 
 def test_two_onnxruntimes_are_a_clash_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

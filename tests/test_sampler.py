@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,14 @@ def test_without_a_solver_the_bundles_default_is_used(sampler: Sampler) -> None:
     plan = sampler.plan()
     assert (plan.solver, plan.nfe) == (defaults.solver, defaults.steps)
     assert sampler.plan("ddpm").nfe == sampler.manifest.schedule.T
+    assert sampler.plan("ddim").nfe == defaults.steps
+
+
+def test_a_default_of_ddpm_keeps_its_own_number_of_steps(sampler: Sampler) -> None:
+    defaults = replace(sampler.manifest.defaults, solver="ddpm", steps=20)
+    model = replace(sampler.manifest, defaults=defaults, variance="large")
+    plan = Sampler(sampler.backend, model).plan()
+    assert plan == make_plan("ddpm", model.schedule, 20, defaults.spacing, clip=(-1, 1), variance="large")
 
 
 def test_stream_ends_in_what_sample_gives(sampler: Sampler) -> None:

@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 from weakref import WeakSet
 
 import numpy as np
@@ -26,6 +26,11 @@ REMEDIES = {
     "torch": "pip install 'ddpm-deploy[export]'",
     "onnxruntime": "pip install 'ddpm-deploy[cpu]'",
     "openvino": "pip install 'ddpm-deploy[openvino]'",
+}
+REINSTALLS = {
+    "torch": "pip install --force-reinstall torch",
+    "onnxruntime": "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'ddpm-deploy[cpu]'  # or [gpu]",
+    "openvino": "pip install --force-reinstall openvino",
 }
 
 
@@ -205,7 +210,7 @@ def open_backend(
     """Open one graph of a bundle in a runtime, or raise BackendUnavailable; it never falls back to another.
 
     device: "cpu", "cuda" or "cuda:1"; onnxruntime also takes the name of an execution provider.
-    threads: for one call; None takes every CPU that this process may use.
+    threads: for one call; None takes every CPU that this process may use; torch keeps its own number, for the process.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend: got {name!r}, expected one of {', '.join(BACKENDS)}")
@@ -247,19 +252,24 @@ def usable_cpus() -> int:
 
 def _module(name: str) -> BackendModule:
     try:
-        module: Any = importlib.import_module(BACKENDS[name])
-    except (ImportError, OSError) as error:
+        return cast(BackendModule, importlib.import_module(BACKENDS[name]))
+    except Exception as error:  # a broken installation may raise anything
         raise BackendUnavailable(
-            f"backend {name!r}: cannot be imported: {one_line(error)}; run {REMEDIES[name]}"
+            f"backend {name!r}: cannot be imported: {one_line(error)}; run {_remedy(name, error)}"
         ) from error
-    return module
 
 
 def _availability(name: str) -> Availability:
     try:
         return _module(name).availability()
-    except BackendUnavailable as error:
-        return Availability(name, False, reason=one_line(error.__cause__), remedy=REMEDIES[name])
+    except Exception as error:  # as above; what is wrong is to be reported, not raised
+        cause = error.__cause__ or error
+        return Availability(name, False, reason=one_line(cause), remedy=_remedy(name, cause))
+
+
+def _remedy(name: str, error: BaseException) -> str:
+    """The command that installs what is missing, or replaces what is broken."""
+    return (REMEDIES if isinstance(error, ModuleNotFoundError) else REINSTALLS)[name]
 
 
 def _names(names: Mapping[str, Any] | set[str]) -> str:

@@ -6,15 +6,14 @@ their hashes. The walk below follows the field numbers of onnx.proto and needs n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ddpm_deploy.errors import BackendError
+from ddpm_deploy.protobuf import fields
 
 # message -> {field number: message inside}
 CHILDREN = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node"},
+    "function": {7: "node", 11: "attribute"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
@@ -29,7 +28,7 @@ def refuse_external_data(backend: str, model: bytes) -> None:
     """Raise BackendError if a tensor of the model, in whatever subgraph, keeps its values outside of these bytes."""
     try:
         name = _external_tensor(memoryview(model), "model")
-    except (IndexError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BackendError(f"{backend}: cannot load the model: got bytes that are no ONNX model ({error})") from error
     if name is not None:
         raise BackendError(
@@ -40,7 +39,7 @@ def refuse_external_data(backend: str, model: bytes) -> None:
 
 def _external_tensor(message: memoryview, kind: str) -> str | None:
     name, external = "", False
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if kind == "tensor":
             external |= number == TENSOR_EXTERNAL_DATA or (number == TENSOR_DATA_LOCATION and value != 0)
             if number == TENSOR_NAME and isinstance(value, memoryview):
@@ -50,33 +49,3 @@ def _external_tensor(message: memoryview, kind: str) -> str | None:
             if inner is not None:
                 return inner
     return name if external else None
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Field numbers with their integers or bytes; fixed-width values come as their bytes."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        wire = key & 7
-        if wire == 0:
-            value, at = _varint(message, at)
-            yield key >> 3, value
-            continue
-        if wire not in (1, 2, 5):
-            raise ValueError(f"wire type {wire}")
-        size, at = _varint(message, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
-        if at + size > len(message):
-            raise ValueError("truncated")
-        yield key >> 3, message[at : at + size]
-        at += size
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while True:
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7

@@ -29,6 +29,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
+if not hasattr(onnxruntime, "InferenceSession"):
+    raise ImportError("onnxruntime is only partly there, as when one of two packages that share it was removed")
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 REMEDY_CUDA = "pip uninstall onnxruntime && pip install 'ddpm-deploy[gpu]'"

@@ -10,6 +10,7 @@ import numpy as np
 import openvino
 
 from ddpm_deploy.backends.base import (
+    REINSTALLS,
     Availability,
     Backend,
     GuardedBackend,
@@ -46,14 +47,13 @@ class OpenVinoBackend(GuardedBackend):
         threads: int | None = None,
     ) -> OpenVinoBackend:
         """Compile an ONNX model held in memory; bf16 rounds inside the runtime and needs a CPU that computes in it."""
-        core = openvino.Core()
-        target = device.upper()
+        core, target = openvino.Core(), device.upper()
         if target not in core.available_devices:
             have = ", ".join(map(str.lower, core.available_devices))
             raise BackendUnavailable(
                 f"openvino: got device {device!r}, expected one of {have}; use one of these, or install its driver"
             )
-        hint = precision_hint(precision, device, core.get_property(target, "OPTIMIZATION_CAPABILITIES"))
+        hint = precision_hint(precision, device, _capabilities(core, target))
         refuse_external_data(cls.name, model)
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if target == "CPU":
@@ -104,7 +104,7 @@ def availability() -> Availability:
     """Devices as `open_backend` takes them; bf16 where the CPU computes in it."""
     core = openvino.Core()
     devices = tuple(name.lower() for name in core.available_devices)
-    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = _capabilities(core, "CPU")
     precisions = tuple(name for name, needed in NEEDS.items() if needed in capabilities)
     return Availability("openvino", True, version=VERSION, devices=devices, precisions=precisions)
 
@@ -134,6 +134,16 @@ def check_precision(precision: str, actual: str) -> None:
     expected = HINTS.get(precision, "f32")
     if actual != expected:
         raise BackendUnavailable(f"openvino: compiled in {actual}, expected {expected}; use precision 'fp32'")
+
+
+def _capabilities(core: Any, target: str) -> Collection[str]:
+    try:
+        found: Collection[str] = core.get_property(target, "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError as error:
+        raise BackendUnavailable(
+            f"openvino: the plugin of {target} does not work: {one_line(error)}; run {REINSTALLS['openvino']}"
+        ) from error
+    return found
 
 
 def _compile(core: Any, model: bytes, target: str, config: Mapping[str, Any]) -> Any:

@@ -92,7 +92,12 @@ def _network(bundle: Bundle) -> nn.Module:
         raise BundleError(
             "bundle.json: network: got null, expected a network that torch can build; use another backend"
         )
-    network: nn.Module = build_network(bundle.manifest.network)
+    try:
+        network: nn.Module = build_network(bundle.manifest.network)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise BundleError(
+            f"bundle.json: network: cannot be built: {one_line(error)}; export the model again, or use another backend"
+        ) from error
     return network
 
 

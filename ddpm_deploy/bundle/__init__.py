@@ -5,7 +5,6 @@ from ddpm_deploy.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     ROLES,
-    VARIANCES,
     Condition,
     DataFile,
     Defaults,
@@ -18,6 +17,7 @@ from ddpm_deploy.bundle.manifest import (
 from ddpm_deploy.bundle.onnx_metadata import METADATA_KEY
 from ddpm_deploy.bundle.read import Bundle, default_bundle, read_bundle, read_onnx_manifest, sha256_of
 from ddpm_deploy.bundle.write import check_target, write_bundle
+from ddpm_deploy.solvers import VARIANCES
 
 __all__ = [
     "FORMAT_VERSION",

@@ -11,7 +11,6 @@ from ddpm_deploy.schedule import NoiseSchedule
 FORMAT_VERSION = "1.0"
 MANIFEST_NAME = "bundle.json"
 ROLES = ("denoiser", "step", "sampler", "encoder", "decoder")
-VARIANCES = ("small", "large", "learned")
 PORTABLE = "onnx"
 TORCH = "torch"
 

@@ -23,7 +23,6 @@ from ddpm_deploy.bundle.manifest import (
     MANIFEST_NAME,
     ROLES,
     TORCH,
-    VARIANCES,
     Condition,
     DataFile,
     Defaults,
@@ -35,6 +34,7 @@ from ddpm_deploy.bundle.manifest import (
 )
 from ddpm_deploy.errors import BundleError
 from ddpm_deploy.schedule import PREDICTIONS, NoiseSchedule
+from ddpm_deploy.solvers import VARIANCES
 
 MAX_RANK = 8
 MAX_ELEMENTS = 2**28

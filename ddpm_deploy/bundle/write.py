@@ -15,7 +15,7 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -124,17 +124,17 @@ def _check_replaceable(target: Path) -> None:
     names = sorted(entry.name for entry in os.scandir(target))
     if names and MANIFEST_NAME not in names:
         raise BundleError(f"{target}: is no bundle (it holds {shorten(names[0])}), so it is not replaced; {AWAY}")
-    foreign = set(names) - {MANIFEST_NAME} - _listed(target)
-    foreign = {name for name in foreign if not name.endswith(SUFFIXES)}
+    foreign = set(names) - {MANIFEST_NAME} - _own(target, names)
     if foreign:
         raise BundleError(f"{target}: holds {shorten(min(foreign))}, which is no part of a bundle; {AWAY}")
 
 
-def _listed(target: Path) -> set[str]:
+def _own(target: Path, names: Iterable[str]) -> set[str]:
+    """What belongs to the bundle: what it lists; in a damaged one, which may be replaced too, what looks like it."""
     try:
         return {file.path for file in from_json((target / MANIFEST_NAME).read_bytes()).all_files}
-    except (BundleError, OSError):  # a damaged bundle may be replaced as well
-        return set()
+    except (BundleError, OSError):
+        return {name for name in names if name.endswith(SUFFIXES)}
 
 
 def _replace_folder(target: Path, files: Mapping[str, bytes]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ddpm_deploy.bundle import Manifest
 from ddpm_deploy.errors import ParityError
 from ddpm_deploy.export.graph import Denoiser
+from ddpm_deploy.job import kept_channels, plan_settings
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.parity.measure import max_abs, relative_l2
 from ddpm_deploy.plan import Plan
@@ -128,15 +129,14 @@ def run_chain(
     observe: Callable[[int, Mapping[str, Array], Array], None],
 ) -> Array:
     """Run a plan; `observe` sees the row, the inputs and the raw output of every evaluation."""
-    trim = manifest.variance == "learned" and plan.log_variance is None
-    channels = manifest.sample_shape[0]
+    channels = kept_channels(manifest, plan)
     rows = iter(range(len(plan)))
 
     def denoise(x: Array, t: Array) -> Array:
         feeds = {"x": x, "t": t, **conditions}
         m = reference(feeds)
         observe(next(rows), feeds, m)
-        return m[:, :channels] if trim else m
+        return m[:, :channels]
 
     samples, shape = range(batch), manifest.sample_shape
     return plan.run(denoise, initial_noise(SEED, samples, shape), noise_source(SEED, samples, shape))
@@ -161,10 +161,8 @@ def _trajectory(reference: Evaluate, manifest: Manifest, conditions: Mapping[str
 
 def _short_plan(manifest: Manifest) -> Plan:
     """The default solver, with fewer steps where the default has many."""
-    defaults = manifest.defaults
-    steps = min(defaults.steps, SHORT // 2)  # some solvers evaluate twice a step
-    return make_plan(defaults.solver, manifest.schedule, steps, defaults.spacing, manifest.prediction, manifest.clip,
-                     **defaults.options)  # fmt: skip
+    steps = min(manifest.defaults.steps, SHORT // 2)  # some solvers evaluate twice a step
+    return make_plan(schedule=manifest.schedule, **plan_settings(manifest, None, steps, None, None, {}))
 
 
 def _or_infinite(figure: float) -> float:

@@ -17,14 +17,16 @@ from ddpm_deploy.job import checked_count, example_conditions
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.parity import report
 from ddpm_deploy.parity.budget import Budget, budget_for
-from ddpm_deploy.parity.measure import Comparison, compare, replay
-from ddpm_deploy.reference import read_reference
+from ddpm_deploy.parity.measure import Comparison, compare
+from ddpm_deploy.parity.recorded import about_recorded, compare_recorded, recorded_reference
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.solvers import SOLVERS
 from ddpm_deploy.spacing import SPACINGS
 
 OVER_BUDGET = 1
 REFERENCE = "torch"
+SAMPLES = 4
+SEED = 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,10 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--solver", choices=SOLVERS, metavar="NAME", help=f"one of {', '.join(SOLVERS)}; default: the bundle's")
     add("--steps", type=int, help="1 to T; default: the bundle's, or T for ddpm")
     add("--spacing", choices=SPACINGS, metavar="NAME", help=f"one of {', '.join(SPACINGS)}; default: the bundle's")
-    add("--num", type=int, default=4, help="samples in the batch")
-    add("--seed", type=int, default=0, help="seed of the noise")
+    add("--num", type=int, help=f"samples in the batch; default: {SAMPLES}")
+    add("--seed", type=int, help=f"seed of the noise; default: {SEED}")
     add("--device", default="cpu", help="such as cpu or cuda:0")
-    add("--threads", type=int, help="threads of one call; default: the runtime's choice")
+    add("--threads", type=int, help="threads of one call; default: every CPU that the process may use")
     add("--max-step-error", type=float, help="budget of the relative error of one step; default: by precision")
     add("--max-final-error", type=float, help="budget of the final max-abs error; default: by precision")
     add("--out", type=Path, metavar="DIR", help="also write parity.json and parity.png there")
@@ -57,8 +59,8 @@ def run(
     solver: str | None,
     steps: int | None,
     spacing: str | None,
-    num: int,
-    seed: int,
+    num: int | None,
+    seed: int | None,
     device: str,
     threads: int | None,
     max_step_error: float | None,
@@ -78,11 +80,15 @@ def run(
             for name, precision in wanted
         }
         if against == "reference":
-            _refuse_plan_flags(solver, steps, spacing)
-            results, about = _against_reference(read, samplers, shown=not json)
+            _refuse_flags(solver, steps, spacing, num, seed)
+            recorded = recorded_reference(read)
+            with _bar(recorded.trajectory.plan.nfe, shown=not json) as bar:
+                results = compare_recorded(recorded, samplers, _peak(read), bar.update)
+            about = about_recorded(recorded)
         else:
             torch = stack.enter_context(open_backend(REFERENCE, read, device=device, threads=threads))
-            results, about = _against_torch(torch, read, samplers, (solver, steps, spacing), num, seed, shown=not json)
+            choice, num, seed = (solver, steps, spacing), SAMPLES if num is None else num, seed or SEED
+            results, about = _against_torch(torch, read, samplers, choice, num, seed, shown=not json)
     return _publish(results, budgets, {"bundle": read.digest, "against": against, **about}, out, json)
 
 
@@ -118,21 +124,6 @@ def _against_torch(
     return results, {"solver": plan.solver, "nfe": plan.nfe, "samples": num, "seed": seed}
 
 
-def _against_reference(
-    bundle: Bundle, samplers: Mapping[str, Sampler], shown: bool
-) -> tuple[list[Comparison], dict[str, Any]]:
-    if bundle.manifest.reference is None:
-        raise ValueError("--against reference: the bundle records none; export it again, or use --against torch")
-    run = read_reference(bundle.open_bytes(bundle.manifest.reference)).trajectory
-    denoisers = {name: sampler.denoiser(run.plan, run.conditions) for name, sampler in samplers.items()}
-    about = {"solver": run.plan.solver, "nfe": run.plan.nfe, "samples": len(run.x_T)}
-    with _bar(run.plan.nfe, shown) as bar:
-        results = compare(
-            replay(run.predictions), denoisers, run.plan, run.x_T, run.noise, peak=_peak(bundle), on_row=bar.update
-        )
-    return results, about
-
-
 def _publish(
     results: Sequence[Comparison], budgets: Mapping[str, Budget], about: dict[str, Any], out: Path | None, json: bool
 ) -> int:
@@ -165,9 +156,12 @@ def _candidates(text: str | None) -> list[tuple[str, str]]:
     return pairs
 
 
-def _refuse_plan_flags(*flags: object) -> None:
+def _refuse_flags(*flags: object) -> None:
     if any(flag is not None for flag in flags):
-        raise ValueError("--solver, --steps, --spacing: the recorded reference has a plan of its own; leave them out")
+        raise ValueError(
+            "--solver, --steps, --spacing, --num, --seed: the recorded reference has a plan and samples of its own; "
+            "leave them out"
+        )
 
 
 def _budget(precision: str, step: float | None, final: float | None) -> Budget:

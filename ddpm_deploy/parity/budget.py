@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ddpm_deploy.parity.measure import Comparison
 
 
@@ -23,12 +25,13 @@ class Budget:
 
     def failures(self, measured: Comparison) -> list[str]:
         """What is over budget, in words; empty when all is well."""
-        worst = float(measured.prediction_relative_l2.max())
-        row = int(measured.prediction_relative_l2.argmax())
+        worst, t = measured.worst_step
+        if not np.isfinite(worst):
+            return [f"the output is not finite at t = {t:g}"]
         limit = self.prediction_relative_l2
         found = []
         if limit is not None and not worst <= limit:
-            found.append(f"relative error of one step {worst:.2g} at t = {measured.t[row]:g} is over {limit:g}")
+            found.append(f"relative error of one step {worst:.2g} at t = {t:g} is over {limit:g}")
         if self.final_max_abs is not None and not measured.final_max_abs <= self.final_max_abs:
             found.append(f"final error {measured.final_max_abs:.2g} is over {self.final_max_abs:g}")
         if self.final_psnr_db is not None and not measured.final_psnr_db >= self.final_psnr_db:

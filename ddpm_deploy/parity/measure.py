@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ddpm_deploy.errors import NonFiniteError
 from ddpm_deploy.plan import Denoise, Plan
 
 Array = NDArray[Any]
+LOST = (np.nan, np.nan, np.nan)
+
+
+def _no_points() -> Array:
+    """No single evaluations."""
+    return np.empty(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +28,9 @@ class Comparison:
     t: (N,). prediction_relative_l2: (N,) error of the raw output on the reference's own states (teacher-forced),
     over its norm. next_state_max_abs: (N,) what that error does to the next state, in network range.
     drift_max_abs: (N,) distance of the candidate's own trajectory (free-running). final_max_abs: of the samples.
-    final_psnr_db: of the samples, the peak being `peak`; infinite where they are equal.
+    final_psnr_db: of the samples, the peak being `peak`; infinite where they are equal. From the row on where the
+    candidate's output is not finite, its figures are NaN. points_relative_l2: (R,) as prediction_relative_l2, at single
+    evaluations beside the plan; points_t: (R,) where.
     """
 
     name: str
@@ -31,6 +40,14 @@ class Comparison:
     drift_max_abs: Array
     final_max_abs: float
     final_psnr_db: float
+    points_t: Array = field(default_factory=_no_points)
+    points_relative_l2: Array = field(default_factory=_no_points)
+
+    @property
+    def worst_step(self) -> tuple[float, float]:
+        """The largest error of one evaluation, in the plan or at the points, and the t where it is."""
+        errors = np.concatenate([self.prediction_relative_l2, self.points_relative_l2])
+        return float(errors.max()), float(np.concatenate([self.t, self.points_t])[errors.argmax()])
 
     def first_drift_over(self, budget: float) -> int | None:
         """The first row after which the free-running states differ by more than `budget`."""
@@ -38,15 +55,17 @@ class Comparison:
         return int(over[0]) if over.size else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON; an infinite PSNR is null."""
+        """Plain numbers, for JSON; what is not finite is null."""
         return {
             "name": self.name,
             "t": self.t.tolist(),
-            "prediction_relative_l2": self.prediction_relative_l2.tolist(),
-            "next_state_max_abs": self.next_state_max_abs.tolist(),
-            "drift_max_abs": self.drift_max_abs.tolist(),
-            "final_max_abs": self.final_max_abs,
-            "final_psnr_db": self.final_psnr_db if np.isfinite(self.final_psnr_db) else None,
+            "prediction_relative_l2": _plain(self.prediction_relative_l2),
+            "next_state_max_abs": _plain(self.next_state_max_abs),
+            "drift_max_abs": _plain(self.drift_max_abs),
+            "final_max_abs": _plain(self.final_max_abs),
+            "final_psnr_db": _plain(self.final_psnr_db),
+            "points_t": self.points_t.tolist(),
+            "points_relative_l2": _plain(self.points_relative_l2),
         }
 
 
@@ -82,8 +101,15 @@ def compare(
 
 def relative_l2(value: Array, truth: Array) -> float:
     """The largest `|value - truth| / |truth|` over the samples of a batch."""
-    difference = np.linalg.norm(_flat(value) - _flat(truth), axis=1)
-    return float(np.max(difference / np.maximum(np.linalg.norm(_flat(truth), axis=1), np.finfo(np.float32).tiny)))
+    return float(np.max(relative_l2_each(value, truth)))
+
+
+def relative_l2_each(value: Array, truth: Array) -> Array:
+    """`|value - truth| / |truth|` of every sample: (B,)."""
+    with np.errstate(invalid="ignore"):
+        difference = np.linalg.norm(_flat(value) - _flat(truth), axis=1)
+    error: Array = difference / np.maximum(np.linalg.norm(_flat(truth), axis=1), np.finfo(np.float32).tiny)
+    return error
 
 
 def max_abs(value: Array, truth: Array) -> float:
@@ -109,21 +135,37 @@ class _Run:
     def __init__(self, name: str, denoise: Denoise, state: list[Array]) -> None:
         self.name, self.denoise, self.state = name, denoise, state
         self.errors: list[tuple[float, float, float]] = []
+        self.lost = False
 
     def advance(
         self, plan: Plan, i: int, t: Array, z: Array | None, truth: list[Array], m: Array, following: list[Array]
     ) -> None:
+        if self.lost:
+            self.errors.append(LOST)
+            return
         forced = self.denoise(truth[0], t)
-        next_forced, _ = plan.step(i, truth, forced, z)
-        self.state, _ = plan.step(i, self.state, self.denoise(self.state[0], t), z)
+        try:
+            next_forced, _ = plan.step(i, truth, forced, z)
+            self.state, _ = plan.step(i, self.state, self.denoise(self.state[0], t), z)
+        except NonFiniteError:
+            self.lost = True
+            self.errors.append(LOST)
+            return
         self.errors.append(
             (relative_l2(forced, m), max_abs(next_forced[0], following[0]), max_abs(self.state[0], following[0]))
         )
 
     def result(self, t: Array, samples: Array, peak: float) -> Comparison:
         step, state, drift = np.array(self.errors).T
-        final = self.state[0]
+        final = np.full_like(samples, np.nan) if self.lost else self.state[0]
         return Comparison(self.name, t, step, state, drift, max_abs(final, samples), psnr_db(final, samples, peak))
+
+
+def _plain(figures: Array | float) -> Any:
+    """Numbers as JSON has them."""
+    numbers = np.asarray(figures, object)
+    numbers[~np.isfinite(figures)] = None
+    return numbers.tolist()
 
 
 def _flat(array: Array) -> Array:

@@ -12,11 +12,20 @@ from ddpm_deploy.parity.budget import Budget
 from ddpm_deploy.parity.measure import Comparison
 
 SCHEMA_VERSION = 1
-COLUMNS = ("candidate", "step rel. L2", "next state", "final max-abs", "final PSNR", "drift over budget", "verdict")
+COLUMNS = (
+    "candidate",
+    "step rel. L2",
+    "points",
+    "next state",
+    "final max-abs",
+    "final PSNR",
+    "drift over budget",
+    "verdict",
+)
 
 
 def table(results: Sequence[Comparison], budgets: Mapping[str, Budget]) -> str:
-    """One line a candidate: the worst step, the final samples, and whether both are within budget."""
+    """One line a candidate: the worst step and single evaluation, the final samples, and whether they are in budget."""
     rows = [COLUMNS, *(_row(result, budgets[result.name]) for result in results)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -70,14 +79,16 @@ def _row(result: Comparison, budget: Budget) -> tuple[str, ...]:
     limit = budget.final_max_abs
     over = None if limit is None else result.first_drift_over(limit)
     failures = budget.failures(result)
+    verdict = "within budget" if not failures else "OVER BUDGET: " + "; ".join(failures)
     return (
         result.name,
         f"{result.prediction_relative_l2.max():.2e}",
+        f"{result.points_relative_l2.max():.2e}" if result.points_relative_l2.size else "-",
         f"{result.next_state_max_abs.max():.2e}",
         f"{result.final_max_abs:.2e}",
         "equal" if np.isinf(result.final_psnr_db) else f"{result.final_psnr_db:.1f} dB",
         "never" if over is None else f"step {over + 1}, t = {result.t[over]:g}",
-        "within budget" if not failures else "OVER: " + "; ".join(failures),
+        verdict,
     )
 
 

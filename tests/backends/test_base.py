@@ -50,6 +50,55 @@ def test_backend_without_its_package_is_refused_with_the_command_that_mends_it(
     assert "; run pip install 'ddpm-deploy[" in message
 
 
+def test_what_is_left_of_an_onnxruntime_is_reported_with_the_command_that_replaces_it(
+    run_python: Callable[..., str],
+) -> None:
+    output = run_python(
+        "import sys, types\n"
+        "sys.modules['onnxruntime'] = types.ModuleType('onnxruntime')\n"
+        "from ddpm_deploy.backends import available_backends, open_backend\n"
+        "from ddpm_deploy.errors import BackendUnavailable\n"
+        "found = available_backends()['onnxruntime']\n"
+        "print(found.available, found.reason, found.remedy, sep='|')\n"
+        "try:\n"
+        "    open_backend('onnxruntime', None)\n"
+        "except BackendUnavailable as error:\n"
+        "    print(error)\n"
+        "from ddpm_deploy.doctor import examine\n"
+        "print([b['remedy'] for b in examine()['backends'] if b['name'] == 'onnxruntime'])\n"
+    )
+    found, message, diagnosis = output.splitlines()
+    assert found.startswith("False|onnxruntime is only partly there")
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install" in found
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install" in diagnosis
+    assert "; run pip uninstall -y onnxruntime onnxruntime-gpu && pip install" in message
+
+
+def test_openvino_without_its_cpu_plugin_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino")
+
+    class Bare:
+        available_devices = ("CPU",)
+
+        def get_property(self, *names: str) -> None:
+            raise RuntimeError("Device with CPU name\nis not registered")
+
+    monkeypatch.setattr(openvino, "Core", Bare)
+    found = available_backends()["openvino"]
+    assert (found.available, found.reason) == (False, "Device with CPU name is not registered")
+    assert found.remedy == "pip install --force-reinstall openvino"
+
+
+@pytest.mark.parametrize("config", [{"in_channels": 3, "block_out_channels": 32}, {"in_channels": "a" * 9}, {}])
+def test_network_that_torch_cannot_build_is_a_bundle_error(bundle: Bundle, config: dict[str, object]) -> None:
+    import dataclasses
+
+    pytest.importorskip("torch")
+    manifest = dataclasses.replace(bundle.manifest, network={"kind": "unet", "config": config})
+    with pytest.raises(BundleError, match=r"bundle.json: network: cannot be built: UNetConfig: .*"):
+        open_backend("torch", dataclasses.replace(bundle, manifest=manifest))
+
+
 def test_sampling_path_with_onnxruntime_loads_neither_torch_nor_onnx(
     labelled_bundle: Path, run_python: Callable[..., str]
 ) -> None:

@@ -72,6 +72,20 @@ def test_walk_finds_external_weights_inside_a_subgraph() -> None:
         refuse_external_data("it", model.SerializeToString())
 
 
+def test_walk_finds_external_weights_in_the_default_of_a_functions_attribute() -> None:
+    onnx = pytest.importorskip("onnx")
+    outside = onnx.TensorProto(name="hidden", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    default = onnx.AttributeProto(name="table", type=onnx.AttributeProto.TENSOR, t=outside)
+    model = onnx.ModelProto(functions=[onnx.FunctionProto(name="f", attribute_proto=[default])])
+    with pytest.raises(BackendError, match="tensor 'hidden' keeps its values in another file"):
+        refuse_external_data("it", model.SerializeToString())
+
+
+def test_a_number_without_end_is_refused_after_ten_bytes() -> None:
+    with pytest.raises(BackendError, match="a number of more than 10 bytes before byte 10"):
+        refuse_external_data("it", b"\xff" * 1_000_000)
+
+
 def test_tensor_and_input_named_location_are_no_external_data() -> None:
     onnx = pytest.importorskip("onnx")
     node = onnx.NodeProto(op_type="Identity", input=["location"], output=["external_data"])

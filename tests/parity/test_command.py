@@ -33,7 +33,7 @@ def test_float32_runtimes_are_within_budget_over_the_whole_chain(parity, tmp_pat
 def test_over_budget_exits_1_and_says_where(parity) -> None:
     code, out, _ = parity("--backends", "onnxruntime", "--steps", 4, "--max-step-error", 1e-12)
     assert code == 1
-    assert "OVER: relative error of one step" in out
+    assert "OVER BUDGET: relative error of one step" in out
 
 
 def test_a_conditional_model_is_measured_on_all_its_classes(labelled_bundle: Path) -> None:
@@ -54,6 +54,8 @@ def test_json_alone_is_printed_when_asked(parity) -> None:
         (["--backends", "onnxruntime:int4"], "no parity budget for 'int4'"),
         (["--against", "reference"], "--against reference: the bundle records none"),
         (["--against", "reference", "--steps", "3"], "leave them out"),
+        (["--against", "reference", "--num", "4"], "leave them out"),
+        (["--against", "reference", "--seed", "0"], "leave them out"),
         (["--num", "0"], "n: got 0"),
     ],
 )

@@ -1,5 +1,7 @@
 """What the parity figures mean, on denoisers whose error is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,9 +65,23 @@ def test_the_first_row_over_budget_is_found() -> None:
     assert result.first_drift_over(1e9) is None
 
 
-def test_a_nan_in_the_candidate_is_an_error() -> None:
+def test_a_nan_in_a_candidate_is_over_budget_from_its_row_on_and_stops_no_other() -> None:
+    plan = make_plan("ddim", SCHEDULE, 6)
+    bad, good = compare(
+        truth,
+        {"bad": lambda x, t: truth(x, t) * np.float32(np.nan if t[0] <= plan.t[2] else 1), "good": truth},
+        plan,
+        START,
+    )
+    assert Budget().failures(bad) == [f"the output is not finite at t = {plan.t[2]:g}"]
+    assert bad.to_dict()["drift_max_abs"] == [0, 0, None, None, None, None]
+    assert bad.to_dict()["final_max_abs"] is None
+    assert (good.final_max_abs, Budget(0, 0, 200).failures(good)) == (0, [])
+
+
+def test_a_nan_in_the_reference_is_an_error() -> None:
     with pytest.raises(NonFiniteError):
-        only(make_plan("ddim", SCHEDULE, 3), lambda x, t: x * np.nan)
+        compare(lambda x, t: x * np.nan, {"candidate": truth}, make_plan("ddim", SCHEDULE, 3), START)
 
 
 def test_a_replay_of_recorded_outputs_stands_for_the_reference() -> None:
@@ -90,9 +106,19 @@ def test_a_budget_says_what_is_over_it() -> None:
     assert psnr.endswith("is under 200 dB")
 
 
-def test_a_nan_figure_is_over_every_budget() -> None:
+@pytest.mark.parametrize("budget", [Budget(), Budget(1.0, 1.0, 1.0)])
+def test_a_nan_figure_is_over_every_budget(budget: Budget) -> None:
     nan = np.array([np.nan])
-    assert len(Budget(1.0, 1.0, 1.0).failures(Comparison("c", nan, nan, nan, nan, np.nan, np.nan))) == 3
+    assert budget.failures(Comparison("c", np.array([5.0]), nan, nan, nan, np.nan, np.nan)) == [
+        "the output is not finite at t = 5"
+    ]
+
+
+def test_an_error_at_a_single_point_counts_as_a_step() -> None:
+    result = only(make_plan("ddim", SCHEDULE, 4), truth)
+    result = replace(result, points_t=np.array([3.0, 8.0]), points_relative_l2=np.array([0.0, 0.5]))
+    assert Budget(1e-5).failures(result) == ["relative error of one step 0.5 at t = 8 is over 1e-05"]
+    assert result.to_dict()["points_relative_l2"] == [0.0, 0.5]
 
 
 def test_an_unknown_precision_has_no_budget() -> None:
