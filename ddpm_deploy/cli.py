@@ -7,7 +7,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ddpm_deploy import __version__
 from ddpm_deploy.errors import DdpmDeployError
@@ -20,6 +20,13 @@ COMMANDS = {
     "doctor": "say which runtimes can be had on this machine, and how to get the others",
 }
 EXTRAS = "ddpm-deploy[cpu,train,export]"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help lists the options\n")
 
 
 def run_command(
@@ -36,6 +43,9 @@ def run_command(
     except ImportError as error:
         print(f"{parser.prog}: error: {_one_line(error)}; pip install '{EXTRAS}'", file=sys.stderr)
         return 2
+    except MemoryError:
+        print(f"{parser.prog}: error: not enough memory for this; ask for less at once", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         return 130
@@ -43,7 +53,7 @@ def run_command(
 
 def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     """A parser for one command; `--help` shows every default."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"ddpm-deploy {command}",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -108,7 +108,7 @@ def run(
         count = num if arrays["x_T"] is None else len(arrays["x_T"])
         request = {"n": count, "plan": chosen, "seed": seed, "start": start, **arrays}
         began = time.perf_counter()
-        samples = _draw(sampler, request, batch_size, animate, look, progress=not json)
+        samples = _draw(sampler, request, batch_size, animate, look, progress=not json and sys.stderr.isatty())
         seconds = time.perf_counter() - began
     written = _write(samples, out, look, start)
     report = {

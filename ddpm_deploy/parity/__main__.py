@@ -185,7 +185,14 @@ def _peak(bundle: Bundle) -> float:
 def _bar(rows: int, shown: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=rows, desc="parity", unit="step", disable=not shown, leave=False, file=sys.stderr)
+    return tqdm(
+        total=rows,
+        desc="parity",
+        unit="step",
+        disable=not shown or not sys.stderr.isatty(),
+        leave=False,
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

@@ -112,6 +112,8 @@ def run(
     if resume and preset is not None:
         raise ValueError("preset: a run that is resumed has its settings already; leave --preset out")
     if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads: got {threads}, expected at least 1")
         torch.set_num_threads(threads)
     start = PRESETS[preset or DEFAULT_PRESET]
     network, data, description = resumed_run(out, given) if resume else new_run(out, start, given)
