@@ -14,10 +14,8 @@ help:
 demo: $(READY) ## train on digits, export, prove parity, sample: pictures and a report in runs/demo
 	$(PY) examples/digits_demo.py --out runs/demo
 
-# Two processes: one that holds every runtime and forks hundreds of children for minutes on end was seen to crash.
 test: $(READY) ## all tests
-	$(PY) -m pytest tests/*/
-	$(PY) -m pytest tests/test_*.py
+	$(PY) -m pytest
 
 lint: $(READY) ## ruff, ruff format and mypy
 	$(PY) -m ruff check $(wildcard $(SOURCES))

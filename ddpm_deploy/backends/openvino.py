@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,7 @@ class OpenVinoBackend(GuardedBackend):
         threads: int | None = None,
     ) -> OpenVinoBackend:
         """Compile an ONNX model held in memory; bf16 rounds inside the runtime and needs a CPU that computes in it."""
-        core, target = openvino.Core(), device.upper()
+        core, target = _core(os.getpid()), device.upper()
         if target not in core.available_devices:
             have = ", ".join(map(str.lower, core.available_devices))
             raise BackendUnavailable(
@@ -100,9 +102,19 @@ class _Requests:
         return results
 
 
+@cache
+def _core(pid: int) -> openvino.Core:
+    """One core for each process, kept for good.
+
+    A core's CPU plugin gives its thread another signal stack, and on its end puts back the one that it found. Where
+    cores overlap that may be the freed one of another core, and the next signal kills the process.
+    """
+    return openvino.Core()
+
+
 def availability() -> Availability:
     """Devices as `open_backend` takes them; bf16 where the CPU computes in it."""
-    core = openvino.Core()
+    core = _core(os.getpid())
     devices = tuple(name.lower() for name in core.available_devices)
     capabilities = _capabilities(core, "CPU")
     precisions = tuple(name for name, needed in NEEDS.items() if needed in capabilities)
