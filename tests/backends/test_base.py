@@ -75,7 +75,8 @@ def test_what_is_left_of_an_onnxruntime_is_reported_with_the_command_that_replac
 
 
 def test_openvino_without_its_cpu_plugin_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
+    from ddpm_deploy.backends import openvino
 
     class Bare:
         available_devices = ("CPU",)
@@ -83,7 +84,7 @@ def test_openvino_without_its_cpu_plugin_is_reported(monkeypatch: pytest.MonkeyP
         def get_property(self, *names: str) -> None:
             raise RuntimeError("Device with CPU name\nis not registered")
 
-    monkeypatch.setattr(openvino, "Core", Bare)
+    monkeypatch.setattr(openvino, "_core", lambda pid: Bare())
     found = available_backends()["openvino"]
     assert (found.available, found.reason) == (False, "Device with CPU name is not registered")
     assert found.remedy == "pip install --force-reinstall openvino"
