@@ -6,7 +6,10 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 SOURCES := ddpm_deploy tests examples docs benchmarks
 
-.PHONY: demo test lint format bench bundle figures clean help
+# Checked against in the tests; their own requirements (torchvision, an older protobuf) would disturb torch's CPU build.
+PEERS := denoising-diffusion-pytorch einops ema-pytorch pytorch-fid tritonclient python-rapidjson
+
+.PHONY: demo test lint format bench soak bundle figures clean help
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -29,6 +32,10 @@ format: $(READY) ## put the code into shape
 bench: $(READY) ## the sampler's own cost
 	$(PY) -m pytest benchmarks
 
+soak: $(READY) ## kill 200 exports while they write, and 200 bare writers; a table of what readers found
+	PYTHONPATH=tests:tests/trust:. $(PY) tests/trust/export_killer.py runs/soak/exports 200
+	PYTHONPATH=tests:. $(PY) tests/bundle_killer.py moments runs/soak/writers/b 0 200
+
 bundle: $(READY) ## train and export the digits bundle inside the package again
 	$(PY) examples/digits_demo.py --out runs/bundle --num-chain 500 --install
 
@@ -41,5 +48,6 @@ clean: ## remove the virtual environment and all runs
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,openvino,train,export,plot,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,openvino,tensorrt,train,export,plot,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(PEERS)
 	@touch $(READY)

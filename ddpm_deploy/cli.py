@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
+import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ddpm_deploy import __version__
@@ -15,10 +20,12 @@ from ddpm_deploy.errors import DdpmDeployError
 COMMANDS = {
     "train": "train a noise predictor",
     "export": "write a trained model as a bundle: ONNX graph, weights, parity figures",
+    "build": "build TensorRT engines of a bundle, on the machine where they will run",
     "sample": "draw samples from a bundle",
     "parity": "measure how far runtimes are from the float32 torch reference",
     "doctor": "say which runtimes can be had on this machine, and how to get the others",
 }
+OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")  # torch's words, for the CPU and for CUDA
 EXTRAS = "ddpm-deploy[cpu,train,export]"
 
 
@@ -43,12 +50,32 @@ def run_command(
     except ImportError as error:
         print(f"{parser.prog}: error: {_one_line(error)}; pip install '{EXTRAS}'", file=sys.stderr)
         return 2
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
+            raise
         print(f"{parser.prog}: error: not enough memory for this; ask for less at once", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         return 130
+
+
+def some_path(text: str) -> Path:
+    """The type of an argument that names a file or a folder: an empty one would mean the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("got an empty path; use . for the working directory")
+    return Path(text)
+
+
+def require_writable(file: Path) -> None:
+    """Make the folder of a file to be written, or raise OSError where it cannot be: for before long work."""
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None
 
 
 def make_parser(command: str, description: str) -> argparse.ArgumentParser:

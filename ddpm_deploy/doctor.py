@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import numpy as np
 from ddpm_deploy import __version__
 from ddpm_deploy.backends import Availability, available_backends
 from ddpm_deploy.backends.base import one_line, usable_cpus
+from ddpm_deploy.backends.tensorrt.status import statuses
 from ddpm_deploy.cli import make_parser, run_command
 
 CPU_FEATURES = {
@@ -34,10 +36,6 @@ CUDA_REMEDIES = {
     "torch": "install the CUDA build of PyTorch, as its Get Started page says",
     "onnxruntime": "pip uninstall -y onnxruntime && pip install 'ddpm-deploy[gpu]'",
 }
-TENSORRT = (
-    "TensorRT is no backend of this version. Its `tensorrt` package on PyPI is a stub: the libraries come from "
-    "NVIDIA's own index, as its installation guide says."
-)
 
 
 def examine() -> dict[str, Any]:
@@ -52,7 +50,7 @@ def examine() -> dict[str, Any]:
         "backends": backends,
         "extras": [_extra(name, packages) for name, packages in EXTRAS.items()],
         "problems": clashes() + idle_gpus(backends, has_nvidia_gpu=NVIDIA_DRIVER.exists()),
-        "notes": [TENSORRT],
+        "engines": [dataclasses.asdict(status) for status in statuses()],
         "usable": any(backend["available"] for backend in backends),
     }
 
@@ -115,6 +113,9 @@ def render(report: dict[str, Any], *, yes: str = "✓", no: str = "✗", arrow: 
     ]
     for backend in report["backends"]:
         lines += _backend_lines(backend, {True: yes, False: no}, arrow)
+    lines += ["", "Engine builders"]
+    for status in report["engines"]:
+        lines += _builder_lines(status, {True: yes, False: no})
     lines += ["", "Optional packages"]
     width = max(len(extra["name"]) for extra in report["extras"])
     for extra in report["extras"]:
@@ -123,7 +124,6 @@ def render(report: dict[str, Any], *, yes: str = "✓", no: str = "✗", arrow: 
         lines += [f"    {'':<{width}}  {arrow} {extra['remedy']}"] if extra["remedy"] else []
     for problem in report["problems"]:
         lines += ["", f"Problem: {problem['reason']}", f"  {arrow} {problem['remedy']}"]
-    lines += ["", *(f"Note: {note}" for note in report["notes"])]
     if not report["usable"]:
         lines += ["", "No backend is usable: install one with a command above."]
     return "\n".join(lines)
@@ -139,6 +139,15 @@ def _backend_lines(backend: dict[str, Any], mark: dict[bool, str], arrow: str) -
         text = device["placement"] or device["error"]
         lines.append(f"{indent}{mark[device['error'] is None]} {device['name']:<12}{text}")
     return lines
+
+
+def _builder_lines(status: dict[str, Any], mark: dict[bool, str]) -> list[str]:
+    head = f"  {mark[status['builds']]} {status['name']:<12}"
+    if status["version"] is None:
+        return [f"{head} {status['reason'].removeprefix(status['name'] + ': ')}"]
+    can = f"{mark[status['builds']]} builds engines  {mark[status['runs']]} can run them"
+    reason = [f"{'':<{len(head)}} {status['reason']}"] if status["reason"] else []
+    return [f"{head} {status['version']:<14}{can}", *reason]
 
 
 def _backend(found: Availability) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddpm_deploy.bundle import Condition, Manifest
+from ddpm_deploy.bundle.records import MAX_ELEMENTS
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.plan import Noise, Plan
 
@@ -107,6 +108,33 @@ def plan_settings(
         model["variance"] = manifest.variance
     asked = {"solver": solver, "steps": steps, "spacing": spacing or defaults.spacing, "timesteps": timesteps}
     return {**asked, **model, **options}
+
+
+def checked_shape(manifest: Manifest, size: Sequence[int] | None, x_T: ArrayLike | None) -> tuple[int, ...]:
+    """The shape of one sample: the trained one, or one of another size where the graphs leave it free.
+
+    size: (H, W). x_T: (n, *S).
+    """
+    given = () if x_T is None else np.shape(x_T)[1:]
+    if size is not None:
+        return _sized(manifest, "size", tuple(size))
+    if manifest.size_multiple is not None and len(given) == 3:
+        return _sized(manifest, "x_T", given[1:])
+    return manifest.sample_shape
+
+
+def _sized(manifest: Manifest, name: str, size: tuple[int, ...]) -> tuple[int, ...]:
+    own, multiple, got = manifest.sample_shape, manifest.size_multiple, "x".join(map(str, size))
+    if len(own) != 3 or len(size) != 2 or min(size) < 1:
+        raise ValueError(f"{name}: got {got}, expected height and width of pictures")
+    if multiple is None and size != own[1:]:
+        fixed = "x".join(map(str, own[1:]))
+        raise ValueError(f"{name}: got {got}, but the graphs take {fixed} only; export the model with --free-size")
+    if multiple is not None and any(s % multiple for s in size):
+        raise ValueError(f"{name}: got {got}, expected multiples of {multiple}")
+    if own[0] * math.prod(map(int, size)) > MAX_ELEMENTS:
+        raise ValueError(f"{name}: got {got}, expected a sample of at most {MAX_ELEMENTS} numbers")
+    return (own[0], *map(int, size))
 
 
 def checked_count(n: int | None, x_T: ArrayLike | None, shape: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""Stepping through the fields of a protobuf message, so that an ONNX file is looked into without the onnx package."""
+"""The fields of a protobuf message, so that an ONNX file is looked into and put together without the onnx package."""
 
 from __future__ import annotations
 
@@ -13,17 +13,45 @@ def fields(message: memoryview, limit: int | None = None) -> Iterator[tuple[int,
 
     limit: how many fields there may be. Raises ValueError on anything that is no such message.
     """
+    return ((number, value) for number, value, _ in spans(message, limit))
+
+
+def spans(message: memoryview, limit: int | None = None) -> Iterator[tuple[int, int | memoryview, memoryview]]:
+    """As `fields`, and with each field all of its own bytes, its number included."""
     position = count = 0
     while position < len(message):
         if limit is not None and count == limit:
             raise ValueError(f"more than {limit} fields")
+        start = position
         tag, position = _varint(message, position)
         number, wire_type = tag >> 3, tag & 7
         if number == 0:
             raise ValueError(f"field number 0 before byte {position}")
         value, position = _value(message, position, number, wire_type)
-        yield number, value
+        yield number, value, message[start:position]
         count += 1
+
+
+def header(number: int, size_bytes: int) -> bytes:
+    """What stands before a text, a message or a packed list of so many bytes."""
+    return _encoded(number << 3 | LENGTH) + _encoded(size_bytes)
+
+
+def varints(packed: memoryview) -> Iterator[int]:
+    """The numbers of a packed list."""
+    position = 0
+    while position < len(packed):
+        value, position = _varint(packed, position)
+        yield value
+
+
+def _encoded(value: int) -> bytes:
+    """A number in base 128, the low digits first."""
+    digits = bytearray()
+    while value >= 0x80:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*digits, value])
 
 
 def _value(message: memoryview, position: int, number: int, wire_type: int) -> tuple[int | memoryview, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddpm_deploy.backends import BACKENDS
-from ddpm_deploy.cli import make_parser, run_command
+from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path
 from ddpm_deploy.images import NETWORK_RANGE, check_layout, grid, is_picture, save_gif, to_pil
 from ddpm_deploy.job import RESERVED
 from ddpm_deploy.plan import Plan
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ddpm_deploy.plan import Frame
 
 GIF_FRAMES = 48
+FIRST_PICTURE = "000000.png"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("bundle", nargs="?", help="bundle folder or lone .onnx file; default: the digits model of this package")
     add(
         "--out",
-        type=Path,
+        type=some_path,
         required=True,
         metavar="PATH",
         help="X.png: a grid; X.npy: float32 (n, *S); X/: a PNG each",
@@ -46,16 +47,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="option of the solver, such as eta=0.5")
     add("--seed", type=int, default=0, help="the same seed gives the same samples on every backend")
     add("--start", type=int, default=0, help="index of the first sample within the seed")
+    add("--size", type=_size, metavar="HxW", help="of pictures, where it is free; default: the trained one")
     add("--backend", choices=BACKENDS, default="onnxruntime", help="runtime")
     add("--precision", default="fp32", help="a precision that the backend or the bundle has")
     add("--device", default="cpu", help="such as cpu or cuda:0")
     add("--threads", type=int, help="threads of one call; default: every CPU that the process may use")
     add("--batch-size", type=int, default=BATCH_SIZE, help="samples that share a call of the network")
-    add("--plan", type=Path, metavar="FILE", help="plan (.json or .npz) instead of solver, steps and spacing")
-    add("--x-T", dest="x_T", type=Path, metavar="FILE.npy", help="starting noise (n, *S) instead of the seed's")
-    add("--noise", type=Path, metavar="FILE.npy", help="noise of the rows, (N, n, *S) or broadcastable")
+    add("--plan", type=some_path, metavar="FILE", help="plan (.json or .npz) instead of solver, steps and spacing")
+    add("--x-T", dest="x_T", type=some_path, metavar="FILE.npy", help="starting noise (n, *S), not the seed's")
+    add("--noise", type=some_path, metavar="FILE.npy", help="noise of the rows, (N, n, *S) or broadcastable")
     add("--condition", action="append", default=[], metavar="NAME=FILE.npy", help="a condition tensor, (n, ...)")
-    add("--animate", type=Path, metavar="FILE.gif", help="also write the denoising as an animation")
+    add("--animate", type=some_path, metavar="FILE.gif", help="also write the denoising as an animation")
     add("--columns", type=int, help="columns of the grid; default: near a square")
     add("--scale", type=int, help="enlarge each pixel; default: small pictures to about 64 pixels")
     add("--digest", metavar="sha256:...", help="refuse any other bundle than this")
@@ -75,6 +77,7 @@ def run(
     option: Sequence[str],
     seed: int,
     start: int,
+    size: tuple[int, int] | None,
     backend: str,
     precision: str,
     device: str,
@@ -106,7 +109,7 @@ def run(
             print(chosen, file=sys.stderr if json else sys.stdout)
         look = {"bounds": sampler.manifest.clip or NETWORK_RANGE, "columns": columns, "scale": scale}
         count = num if arrays["x_T"] is None else len(arrays["x_T"])
-        request = {"n": count, "plan": chosen, "seed": seed, "start": start, **arrays}
+        request = {"n": count, "plan": chosen, "seed": seed, "start": start, "size": size, **arrays}
         began = time.perf_counter()
         samples = _draw(sampler, request, batch_size, animate, look, progress=not json and sys.stderr.isatty())
         seconds = time.perf_counter() - began
@@ -162,8 +165,8 @@ def _check_output(out: Path, animate: Path | None, shape: tuple[int, ...]) -> No
         raise ValueError(f"--out: got {out}, expected X.png, X.npy or a folder")
     if animate and animate.suffix != ".gif":
         raise ValueError(f"--animate: got {animate}, expected X.gif")
-    for path in (out, *([animate] if animate else [])):
-        (path if path is out and not path.suffix else path.parent).mkdir(parents=True, exist_ok=True)
+    for file in (out if out.suffix else out / FIRST_PICTURE, *([animate] if animate else [])):
+        require_writable(file)
 
 
 def _write(samples: Any, out: Path, look: dict[str, Any], start: int) -> list[Path]:
@@ -189,6 +192,14 @@ def _animate(frames: Any, nfe: int, path: Path, look: dict[str, Any]) -> Any:
             pictures.append(grid(frame.x, **look))
     save_gif(pictures, path)
     return frame.x
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`64x48`."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected HxW, such as 64x48")
+    return int(height), int(width)
 
 
 def _array(path: Path | None) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddpm_deploy.backends import Backend, open_backend
 from ddpm_deploy.bundle import Bundle, Manifest, default_bundle, read_bundle
-from ddpm_deploy.job import Conditions, Job, Source, checked_conditions, checked_count, kept_channels, plan_settings
+from ddpm_deploy.encoder import Encoder, open_encoder
+from ddpm_deploy.job import (
+    Conditions,
+    Job,
+    Source,
+    checked_conditions,
+    checked_count,
+    checked_shape,
+    kept_channels,
+    plan_settings,
+)
 from ddpm_deploy.plan import Denoise, Frame, Noise, Plan
 from ddpm_deploy.solvers import make_plan
 
@@ -29,9 +39,10 @@ class Sampler:
     Samples are in network range, as `x_T` and parity speak of them; `to_user` gives user units.
     """
 
-    def __init__(self, backend: Backend, manifest: Manifest) -> None:
+    def __init__(self, backend: Backend, manifest: Manifest, encoder: Encoder | None = None) -> None:
         self.backend = backend
         self.manifest = manifest
+        self.encoder = encoder
         self._plans: dict[Any, Plan] = {}
 
     @classmethod
@@ -58,8 +69,12 @@ class Sampler:
                 raise ValueError(f"digest: got {digest}, but the bundle given has {bundle.digest}")
         else:
             bundle = read_bundle(bundle or default_bundle(), digest=digest)
-        opened = open_backend(backend, bundle, precision=precision, device=device, threads=threads)
-        sampler = cls(opened, bundle.manifest)
+        with ExitStack() as stack:
+            opened = open_backend(backend, bundle, precision=precision, device=device, threads=threads)
+            stack.enter_context(opened)
+            encoder = open_encoder(bundle, backend=backend, device=device, threads=threads)
+            stack.pop_all()
+        sampler = cls(opened, bundle.manifest, encoder)
         if warmup:
             sampler.warmup()
         return sampler
@@ -75,6 +90,7 @@ class Sampler:
         spacing: str | None = None,
         seed: int = 0,
         start: int = 0,
+        size: Sequence[int] | None = None,
         x_T: ArrayLike | None = None,
         plan: Plan | None = None,
         noise: Noise = None,
@@ -86,12 +102,14 @@ class Sampler:
         """Draw n samples: float32 (n, *S).
 
         solver, steps, spacing, options: see `plan`; or give a `plan`. seed, start: sample i of the result is sample
-        `start + i` of that seed, whatever the batch. x_T: (n, *S) instead of the seed's own. noise: (N, n, *S) or
-        broadcastable, or a function of the row, instead of the seed's own; a function needs one batch.
-        condition: named tensors, (n, ...) or one for all. batch_size: how many share a call of the network.
+        `start + i` of that seed, whatever the batch. size: (H, W) of pictures where the graphs leave it free, None the
+        trained one. x_T: (n, *S) instead of the seed's own. noise: (N, n, *S) or broadcastable, or a function of the
+        row, instead of the seed's own; a function needs one batch.
+        condition: named tensors, (n, ...) or one for all; or, where the bundle has an encoder, what it takes instead.
+        batch_size: how many share a call of the network.
         """
         _check_batch_size(batch_size)
-        job = self._job(n, x_T, self._chosen(plan, solver, steps, spacing, options), condition)
+        job = self._job(n, size, x_T, self._chosen(plan, solver, steps, spacing, options), condition)
         source = Source(job, seed, start, x_T, noise)
         if callable(noise) and job.n > batch_size:
             raise ValueError(f"noise: a function serves one batch; got {job.n} samples in batches of {batch_size}")
@@ -114,6 +132,7 @@ class Sampler:
         spacing: str | None = None,
         seed: int = 0,
         start: int = 0,
+        size: Sequence[int] | None = None,
         x_T: ArrayLike | None = None,
         plan: Plan | None = None,
         noise: Noise = None,
@@ -121,7 +140,7 @@ class Sampler:
         **options: Any,
     ) -> Iterator[Frame]:
         """The frames of one batch as they come, each with the state x and the preview x0; arguments as in `sample`."""
-        job = self._job(n, x_T, self._chosen(plan, solver, steps, spacing, options), condition)
+        job = self._job(n, size, x_T, self._chosen(plan, solver, steps, spacing, options), condition)
         return self._frames(job, Source(job, seed, start, x_T, noise), slice(0, job.n))
 
     def plan(
@@ -149,6 +168,16 @@ class Sampler:
             plan = self._plans[key] = make_plan(schedule=self.manifest.schedule, **settings)
         return plan
 
+    def encode(self, raw: Conditions) -> dict[str, NDArray[Any]]:
+        """The conditions that the bundle's encoder computes, for `sample` to take as often as they are needed.
+
+        raw: each input of the encoder, (n, ...) or without the batch; the conditions have it if any of these has.
+        """
+        if self.encoder is None:
+            names = ", ".join(condition.name for condition in self.manifest.conditions)
+            raise ValueError(f"encode: the bundle has no encoder; its conditions are {names or 'none'}")
+        return self.encoder.encode(raw)
+
     def to_user(self, samples: Array) -> NDArray[np.float32]:
         """From network range to the model's own units, `manifest.output.units`. samples: (n, *S)."""
         rank = len(self.manifest.sample_shape) - 1
@@ -159,16 +188,20 @@ class Sampler:
         return np.asarray(samples * scale + offset, np.float32)
 
     def warmup(self, batch_size: int = 1) -> None:
-        """Evaluate the network once on zeros."""
+        """Evaluate the network once on zeros, and the encoder where there is one."""
         manifest = self.manifest
+        if self.encoder is not None:
+            self.encoder.warmup()
         feeds = {"x": np.zeros((batch_size, *manifest.sample_shape), np.float32), "t": np.zeros(batch_size, np.float32)}
         for condition in manifest.conditions:
             feeds[condition.name] = np.zeros((batch_size, *condition.shape), condition.dtype)
         self.backend.run(feeds)
 
     def close(self) -> None:
-        """Free the backend."""
+        """Free the backend, and the encoder's."""
         self.backend.close()
+        if self.encoder is not None:
+            self.encoder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -192,10 +225,20 @@ class Sampler:
             raise ValueError("plan: given together with solver, steps, spacing or options; give one of the two")
         return plan
 
-    def _job(self, n: int | None, x_T: ArrayLike | None, plan: Plan, condition: Conditions | None) -> Job:
-        shape = self.manifest.sample_shape
+    def _job(
+        self,
+        n: int | None,
+        size: Sequence[int] | None,
+        x_T: ArrayLike | None,
+        plan: Plan,
+        condition: Conditions | None,
+    ) -> Job:
+        shape = checked_shape(self.manifest, size, x_T)
         n = checked_count(n, x_T, shape)
-        return Job(plan, n, shape, checked_conditions(condition or {}, self.manifest.conditions, n))
+        given = condition or {}
+        if self.encoder is not None:
+            given = self.encoder.conditions(given, n)
+        return Job(plan, n, shape, checked_conditions(given, self.manifest.conditions, n))
 
     def _frames(self, job: Job, source: Source, chunk: slice) -> Iterator[Frame]:
         denoise = self.denoiser(job.plan, {name: array[chunk] for name, array in job.condition.items()})

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 Float = NDArray[np.float64]
 
 PREDICTIONS = ("eps", "v", "x0", "flow")
+MAX_TIMESTEPS = 10**6
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,8 +315,8 @@ def _vector(name: str, values: ArrayLike) -> Float:
 
 
 def _count(T: int) -> int:
-    if isinstance(T, bool) or not isinstance(T, int | np.integer) or T < 1:
-        raise ValueError(f"T: got {T!r}, expected a whole number of timesteps, at least 1")
+    if isinstance(T, bool) or not isinstance(T, int | np.integer) or not 1 <= T <= MAX_TIMESTEPS:
+        raise ValueError(f"T: got {T!r}, expected a whole number of timesteps, 1 to {MAX_TIMESTEPS}")
     return int(T)
 
 

@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from bundle_samples import sample_files, sample_manifest
@@ -64,8 +65,9 @@ def kill_at_every_event(out: Path) -> None:
             return
 
 
-def kill_at_random_moments(out: Path, kills: int, seed: int) -> None:
-    moments = random.Random(seed)
+def kill_at_random_moments(out: Path, kills: int, seed: int) -> Counter[str]:
+    """How often each was found."""
+    moments, counts = random.Random(seed), Counter[str]()
     start = time.perf_counter()
     for name in ("new", "old", "new", "old"):
         write(out, name)
@@ -78,13 +80,20 @@ def kill_at_random_moments(out: Path, kills: int, seed: int) -> None:
         time.sleep(delay_s)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        print(f"after {delay_s * 1000:.1f} ms: {found(out)}")
+        print(f"after {delay_s * 1000:.1f} ms: {(outcome := found(out))}")
+        counts[outcome] += 1
+    return counts
 
 
 if __name__ == "__main__":
     target = Path(sys.argv[2])
+    target.parent.mkdir(parents=True, exist_ok=True)
     write(target, "old")
     if sys.argv[1] == "events":
         kill_at_every_event(target)
     else:
-        kill_at_random_moments(target, kills=30, seed=int(sys.argv[3]))
+        kills = int(sys.argv[4]) if len(sys.argv) > 4 else 30
+        counts = kill_at_random_moments(target, kills, seed=int(sys.argv[3]))
+        if kills > 30:
+            print("\n".join(["", *(f"{count:6d}  {outcome}" for outcome, count in sorted(counts.items()))]))
+            raise SystemExit(int(bool(set(counts) - {"old", "new"})))

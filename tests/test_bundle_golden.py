@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm_deploy.bundle import read_bundle, read_onnx_manifest, to_json
+from ddpm_deploy.bundle import FORMAT_VERSION, read_bundle, read_onnx_manifest, to_json
 from ddpm_deploy.reference import read_reference
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.schedule import NoiseSchedule
 
 GOLDEN = Path(__file__).parent / "golden"
-DIGESTS = {"1.0": "sha256:2366f584789a53330bab3ad2cdc8e3a4e5d0180b427f89de84c21cc9e7eada32"}
+DIGESTS = {
+    "1.0": "sha256:2366f584789a53330bab3ad2cdc8e3a4e5d0180b427f89de84c21cc9e7eada32",
+    "1.1": "sha256:d4ed202588a9fd7ae9667ac74ecfd78c512ffb17265511ea5dd2902df68941b9",
+}
+SAMPLERS = {"1.0": [], "1.1": ["sampler.fp32.onnxruntime-cpu.onnx"]}
 
 
 @pytest.mark.parametrize("version", DIGESTS)
@@ -29,6 +33,7 @@ def test_golden_bundle_reads(version: str) -> None:
     assert (manifest.defaults.solver, manifest.defaults.options) == ("ddpm", {"variance": "large"})
     assert [f.path for f in manifest.all_files] == [
         "denoiser.fp32.onnx",
+        *SAMPLERS[version],
         "denoiser.fp32.torch.safetensors",
         "reference.npz",
     ]
@@ -36,7 +41,7 @@ def test_golden_bundle_reads(version: str) -> None:
 
 
 def test_current_version_is_written_as_in_its_golden_bundle() -> None:
-    bundle = read_bundle(GOLDEN / "bundle-1.0")
+    bundle = read_bundle(GOLDEN / f"bundle-{FORMAT_VERSION}")
     assert to_json(bundle.manifest) == (bundle.root / "bundle.json").read_text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -21,7 +22,8 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 SMALLER = {
     "train": "--steps 2 --batch-size 2 --network tiny.json --sample-every 0 --cpu --quiet --no-tensorboard",
-    "export": "--parity-timesteps 3",
+    "export": "--parity-timesteps 3 --graph denoiser --precision fp32",
+    "build": "--batch 1 --role denoiser --precision fp32",
     "parity": "--steps 3",
     "sample": "--steps 2",
     "doctor": "",
@@ -31,12 +33,33 @@ TINY = {
     "config": {"in_channels": 3, "block_out_channels": [8, 8], "layers_per_block": 1, "norm_groups": 4},
 }
 
+RECIPE = """
+[source]
+schedule = { kind = "linear", T = 1000 }
+prediction = "eps"
+output = { scale = 8.0, offset = 8.0, units = "ink, 0 to 16" }
+"""
+
 
 def commands() -> list[list[str]]:
     """Every `python -m ddpm_deploy.NAME ...` of the README, in order."""
     lines = [line for language, text in BLOCKS if language == "bash" for line in text.splitlines()]
     found = [re.match(r"python -m ddpm_deploy\.(\w+)(.*)", line) for line in lines]
     return [[match[1], *shlex.split(match[2], comments=True)] for match in found if match]
+
+
+def write_diffusers_folder(path: Path) -> None:
+    """A small UNet2DModel with random weights, as a pipeline."""
+    diffusers = pytest.importorskip("diffusers", reason="writes the folder that is exported")
+    network = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    diffusers.DDPMPipeline(network, diffusers.DDPMScheduler(num_train_timesteps=20)).save_pretrained(path)
 
 
 def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +69,14 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Mo
     for i in range(4):
         Image.fromarray(rng.integers(0, 255, (70, 90, 3), np.uint8)).save(tmp_path / "photos" / f"{i}.png")
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    shutil.copy(default_bundle() / "denoiser.fp32.onnx", "model.onnx")
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    write_diffusers_folder(tmp_path / "ddpm-cifar10-32")
+    monkeypatch.setenv("DDPM_DEPLOY_CACHE", str(tmp_path / "cache"))
     typed = commands()
     assert {command[0] for command in typed} == set(COMMANDS)
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        typed = [command for command in typed if command[0] != "build"]
     for command in typed:
         assert ddpm_deploy([*command, *SMALLER[command[0]].split()]) == 0, command
     assert Image.open("digits.png").size > (100, 100)

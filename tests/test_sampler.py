@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ddpm_deploy import BackendError, BundleError, NonFiniteError, Sampler
-from ddpm_deploy.bundle import read_bundle
+from ddpm_deploy.bundle import read_bundle, write_bundle
 from ddpm_deploy.noise import initial_noise, row_noise
 from ddpm_deploy.solvers import make_plan
 
@@ -246,6 +246,20 @@ def test_it_prints_nothing_installs_no_handlers_and_loads_neither_torch_nor_onnx
 
 def test_its_logger_is_silent_unless_the_application_wants_it() -> None:
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("ddpm_deploy").handlers)
+
+
+@pytest.mark.parametrize("failures", [(), ("RMS error of the next state 0.2 is over 0.016",)])
+def test_it_warns_once_a_load_of_a_graph_over_its_parity_budget(
+    tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, failures: tuple[str, ...]
+) -> None:
+    good = read_bundle(tiny_bundle)
+    graph, *others = good.manifest.files
+    marked = replace(good.manifest, files=(replace(graph, over_budget=failures), *others))
+    bundle = write_bundle(tmp_path / "marked", marked, {file.path: good.open_bytes(file) for file in marked.all_files})
+    with caplog.at_level(logging.WARNING, "ddpm_deploy"), Sampler.load(bundle, threads=1) as opened:
+        opened.sample(2, steps=2)
+    expected = [f"{graph.path}: was exported over its parity budget: {failure}" for failure in failures]
+    assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", e) for e in expected]
 
 
 def test_progress_is_shown_only_when_asked(sampler: Sampler, capfd: pytest.CaptureFixture) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
 from weakref import WeakSet
@@ -32,6 +32,8 @@ REINSTALLS = {
     "onnxruntime": "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'ddpm-deploy[cpu]'  # or [gpu]",
     "openvino": "pip install --force-reinstall openvino",
 }
+
+MAX_THREADS = 1024
 
 
 class Backend(Protocol):
@@ -95,6 +97,7 @@ class GuardedBackend(ABC):
     """A Backend whose `run` first refuses wrong feeds, closed backends and forked processes.
 
     runtime: what `_evaluate` works on; freed when the backend is closed and the last running call has returned.
+    optional: inputs that have a default in the graph, so that a feed may leave them out.
     """
 
     name: str
@@ -110,6 +113,7 @@ class GuardedBackend(ABC):
         threads: int,
         batch_invariant: bool,
         details: Mapping[str, Any],
+        optional: Collection[str] = (),
     ) -> None:
         self.device = device
         self.precision = precision
@@ -123,6 +127,7 @@ class GuardedBackend(ABC):
         _open.add(self)
         self._expected = [(spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs]
         self._names = {spec.name for spec in inputs}
+        self._required = self._names.difference(optional)
 
     @abstractmethod
     def _evaluate(self, runtime: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -155,10 +160,12 @@ class GuardedBackend(ABC):
         self.close()
 
     def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
-        if feeds.keys() != self._names:
-            raise BackendError(f"{self.name}: feeds: received {_names(feeds)}, expected {_names(self._names)}")
+        if not self._required <= feeds.keys() <= self._names:
+            raise BackendError(f"{self.name}: feeds: received {_names(feeds)}, expected {self._described_inputs()}")
         sizes: dict[str, int] = {}
         for name, dtype, shape in self._expected:
+            if name not in feeds:
+                continue
             array = feeds[name]
             if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(shape):
                 raise self._mismatch(name, array)
@@ -171,6 +178,10 @@ class GuardedBackend(ABC):
                     raise self._mismatch(name, array)
                 if sizes.setdefault(expected, size) != size:
                     raise self._mismatch(name, array, f" with {expected} = {sizes[expected]} as in the inputs before")
+
+    def _described_inputs(self) -> str:
+        defaulted = self._names - self._required
+        return _names(self._required) + (f" (and may receive {_names(defaulted)})" if defaulted else "")
 
     def _mismatch(self, name: str, array: Any, where: str = "") -> BackendError:
         spec = next(spec for spec in self.inputs if spec.name == name)
@@ -214,9 +225,14 @@ def open_backend(
     """
     if name not in BACKENDS:
         raise ValueError(f"backend: got {name!r}, expected one of {', '.join(BACKENDS)}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: got {threads}, expected 1 or more, or None for all CPUs")
+    check_threads(threads)
     return _module(name).load(bundle, role=role, precision=precision, device=device, threads=threads)
+
+
+def check_threads(threads: int | None) -> None:
+    """ValueError for a number that no runtime could start; None means all CPUs."""
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"threads: got {threads}, expected 1 to {MAX_THREADS}, or None for all CPUs")
 
 
 def one_line(error: object) -> str:

@@ -20,7 +20,7 @@ from ddpm_deploy.backends.base import (
     one_line,
     usable_cpus,
 )
-from ddpm_deploy.backends.external import refuse_external_data
+from ddpm_deploy.backends.external import Weights, check_own_tensors, open_graph, refuse_external_data
 from ddpm_deploy.bundle import Bundle, TensorSpec
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 
@@ -34,6 +34,7 @@ if not hasattr(onnxruntime, "InferenceSession"):
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TARGETS = {CPU: "onnxruntime-cpu", CUDA: "onnxruntime-cuda"}  # other providers read the portable file
 REMEDY_CUDA = "pip uninstall onnxruntime && pip install 'ddpm-deploy[gpu]'"
 DTYPES = {
     "tensor(float)": "float32",
@@ -65,15 +66,23 @@ class OnnxRuntimeBackend(GuardedBackend):
         precision: str = "fp32",
         device: str = "cpu",
         threads: int | None = None,
+        weights: Weights | None = None,
     ) -> OnnxRuntimeBackend:
-        """Open an ONNX model held in memory; precision only labels it, as the graph says what is computed."""
+        """Open an ONNX model held in memory; precision only labels it, as the graph says what is computed.
+
+        weights: the large tensors of a model that would be over 2 GiB with them.
+        """
         provider, options = provider_for(device)
-        refuse_external_data(cls.name, model)
+        if weights is None:
+            refuse_external_data(cls.name, model)
+        else:
+            check_own_tensors(cls.name, model, weights)
         threads = threads or usable_cpus()
-        session = _session(model, provider, options, threads)
+        session = _session(model, weights, provider, options, threads)
         placement = _placement(session)
         check_placement(provider, placement)
-        check_signature(cls.name, "inputs", inputs, _specs(session.get_inputs()))
+        defaulted = _defaulted(session, inputs)
+        check_signature(cls.name, "inputs", inputs, _specs([*session.get_inputs(), *defaulted]))
         check_signature(cls.name, "outputs", outputs, _specs(session.get_outputs()))
         details = {
             "version": onnxruntime.__version__,
@@ -89,6 +98,7 @@ class OnnxRuntimeBackend(GuardedBackend):
             threads=threads,
             batch_invariant=provider == CPU,
             details=details,
+            optional=[argument.name for argument in defaulted],
         )
 
     def _evaluate(self, runtime: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -105,26 +115,34 @@ def availability() -> Availability:
 
 def load(bundle: Bundle, *, role: str, precision: str, device: str, threads: int | None) -> Backend:
     """Open the bundle's file for ONNX Runtime, from the very bytes whose hash was checked."""
-    file = bundle.file(role, precision, "onnxruntime")
+    file = bundle.file(role, precision, TARGETS.get(_provider(device)))
+    graph = open_graph(OnnxRuntimeBackend.name, bundle, file)
     return OnnxRuntimeBackend.from_bytes(
-        bundle.open_bytes(file), file.inputs, file.outputs, precision=precision, device=device, threads=threads
+        graph.model,
+        file.inputs,
+        file.outputs,
+        precision=precision,
+        device=device,
+        threads=threads,
+        weights=graph.weights,
     )
 
 
 def provider_for(device: str) -> tuple[str, dict[str, str]]:
     """The execution provider and its options for a device, or for the provider named in its place."""
-    options: dict[str, str] = {}
-    if device.endswith("ExecutionProvider"):
-        provider = device
-    elif (index := device_index(device)) is None:
-        provider = CPU
-    else:
-        provider, options = CUDA, {"device_id": str(index), "use_tf32": "0"}
+    provider = _provider(device)
+    options = {} if provider in (device, CPU) else {"device_id": str(device_index(device)), "use_tf32": "0"}
     if provider not in onnxruntime.get_available_providers():
         have = ", ".join(onnxruntime.get_available_providers())
         remedy = f"run {REMEDY_CUDA}" if provider == CUDA else "install the onnxruntime build that has it"
         raise BackendUnavailable(f"onnxruntime: {device}: {provider} is not in this build ({have}); {remedy}")
     return provider, options
+
+
+def _provider(device: str) -> str:
+    if device.endswith("ExecutionProvider"):
+        return device
+    return CPU if device_index(device) is None else CUDA
 
 
 def check_placement(provider: str, placement: Mapping[str, Mapping[str, int]]) -> None:
@@ -137,13 +155,14 @@ def check_placement(provider: str, placement: Mapping[str, Mapping[str, int]]) -
         )
 
 
-def _session(model: bytes, provider: str, options: dict[str, str], threads: int) -> Any:
+def _session(model: bytes, weights: Weights | None, provider: str, options: dict[str, str], threads: int) -> Any:
     if provider == CUDA:
         _preload_cuda()
+    settings = _session_options(threads)
+    if weights is not None:
+        settings.add_external_initializers_from_files_in_memory([weights.name], [weights.data], [len(weights.data)])
     try:
-        session = onnxruntime.InferenceSession(
-            model, _session_options(threads), providers=[(provider, options)], enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(model, settings, providers=[(provider, options)], enable_fallback=0)
     except Exception as error:
         raise BackendError(f"onnxruntime: cannot load the model: {one_line(error)}") from error
     if session.get_providers()[0] != provider:
@@ -166,7 +185,7 @@ def _session_options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions, and need not be printed too
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
@@ -183,6 +202,12 @@ def _placement(session: Any) -> dict[str, Counter[str]]:
 
 def _described(placement: Mapping[str, Counter[str]]) -> str:
     return ", ".join(f"{ops.total()} nodes on {name}" for name, ops in placement.items())
+
+
+def _defaulted(session: Any, inputs: Sequence[TensorSpec]) -> list[Any]:
+    """The declared inputs that have a default; old models list their weights as such too."""
+    names = {spec.name for spec in inputs}
+    return [argument for argument in session.get_overridable_initializers() if argument.name in names]
 
 
 def _specs(arguments: Sequence[Any]) -> list[TensorSpec]:

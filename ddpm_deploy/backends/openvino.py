@@ -20,7 +20,7 @@ from ddpm_deploy.backends.base import (
     one_line,
     usable_cpus,
 )
-from ddpm_deploy.backends.external import refuse_external_data
+from ddpm_deploy.backends.external import open_whole, refuse_external_data
 from ddpm_deploy.bundle import Bundle, TensorSpec
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 
@@ -62,8 +62,8 @@ class OpenVinoBackend(GuardedBackend):
             config["INFERENCE_NUM_THREADS"] = threads or usable_cpus()
         compiled = _compile(core, model, target, config)
         check_precision(precision, compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
-        check_signature(cls.name, "inputs", inputs, _specs(compiled.inputs))
-        check_signature(cls.name, "outputs", outputs, _specs(compiled.outputs))
+        check_signature(cls.name, "inputs", inputs, _specs(compiled.inputs, inputs))
+        check_signature(cls.name, "outputs", outputs, _specs(compiled.outputs, outputs))
         details = {
             "version": VERSION,
             "placement": f"on {', '.join(compiled.get_property('EXECUTION_DEVICES'))}",
@@ -125,8 +125,9 @@ def load(bundle: Bundle, *, role: str, precision: str, device: str, threads: int
     """Open the bundle's file for OpenVINO, from the very bytes whose hash was checked; bf16 reads the fp32 file."""
     stored = "fp32" if precision == "bf16" else precision
     file = bundle.file(role, stored, "openvino")
+    model = open_whole(OpenVinoBackend.name, bundle, file)
     return OpenVinoBackend.from_bytes(
-        bundle.open_bytes(file), file.inputs, file.outputs, precision=precision, device=device, threads=threads
+        model, file.inputs, file.outputs, precision=precision, device=device, threads=threads
     )
 
 
@@ -165,10 +166,12 @@ def _compile(core: Any, model: bytes, target: str, config: Mapping[str, Any]) ->
         raise BackendError(f"openvino: cannot load the model: {one_line(error)}") from error
 
 
-def _specs(ports: Sequence[Any]) -> list[TensorSpec]:
+def _specs(ports: Sequence[Any], declared: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """What the graph has; a tensor of several names, as behind an Identity, goes by the declared one."""
+    names = {spec.name for spec in declared}
     return [
         TensorSpec(
-            port.any_name,
+            min(port.get_names() & names, default=port.any_name),
             tuple("free" if axis.is_dynamic else axis.get_length() for axis in port.partial_shape),
             port.element_type.to_dtype().name,
         )

@@ -78,8 +78,11 @@ def load(bundle: Bundle, *, role: str, precision: str, device: str, threads: int
     if role != "denoiser":
         raise BackendUnavailable(f"torch: got role {role!r}, expected 'denoiser'; use another backend for this graph")
     file = bundle.file(role, "fp32", "torch")
+    weights = bundle.open_bytes(file)
+    with torch.device("meta"):  # takes no memory before the weights are known to fill it
+        _check_fits(_network(bundle), weights, file.path)
     network = _network(bundle)
-    _fill(network, bundle.open_bytes(file), file.path)
+    _fill(network, weights, file.path)
     return TorchBackend.from_module(
         network, file.inputs, file.outputs, precision=precision, device=device, threads=threads
     )
@@ -99,6 +102,15 @@ def _network(bundle: Bundle) -> nn.Module:
             f"bundle.json: network: cannot be built: {one_line(error)}; export the model again, or use another backend"
         ) from error
     return network
+
+
+def _check_fits(network: nn.Module, weights: bytes, path: str) -> None:
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    if size_bytes > len(weights):
+        raise BackendError(
+            f"torch: {path} does not fit the network in bundle.json, whose weights take {size_bytes} bytes, not "
+            f"{len(weights)}; export the model again"
+        )
 
 
 def _fill(network: nn.Module, weights: bytes, path: str) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 
 from ddpm_deploy.bundle.fields import Fields, load_json, mapping, text
 from ddpm_deploy.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, DataFile, Manifest, ModelFile
-from ddpm_deploy.bundle.records import GRAPH_KEYS, MANIFEST_KEYS, METADATA_KEYS, decode_manifest
+from ddpm_deploy.bundle.records import (
+    GRAPH_KEYS,
+    MANIFEST_DEFAULTS,
+    MANIFEST_KEYS,
+    METADATA_DEFAULTS,
+    METADATA_KEYS,
+    decode_manifest,
+)
 from ddpm_deploy.errors import BundleError
 
 
@@ -22,7 +29,7 @@ def to_json(manifest: Manifest) -> str:
 
 def from_json(text: str | bytes) -> Manifest:
     """Parse and check the text of bundle.json; raises BundleError naming the field."""
-    return _decode(text, MANIFEST_NAME, MANIFEST_KEYS)
+    return _decode(text, MANIFEST_NAME, MANIFEST_KEYS, MANIFEST_DEFAULTS)
 
 
 def to_metadata(manifest: Manifest, file: ModelFile) -> str:
@@ -37,7 +44,7 @@ def to_metadata(manifest: Manifest, file: ModelFile) -> str:
 
 def from_metadata(text: str | bytes, file: DataFile | ModelFile) -> Manifest:
     """Parse what `to_metadata` wrote into the given file, whose name, size and hash it takes."""
-    alone = _decode(text, file.path, METADATA_KEYS)
+    alone = _decode(text, file.path, METADATA_KEYS, METADATA_DEFAULTS)
     graph = replace(alone.files[0], path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
     return replace(alone, files=(graph,))
 
@@ -60,12 +67,14 @@ def _plain(value: Any) -> dict[str, Any]:
     raise TypeError(f"cannot store {type(value).__name__} as JSON")
 
 
-def _decode(text: str | bytes, source: str, keys: tuple[str, ...]) -> Manifest:
+def _decode(
+    text: str | bytes, source: str, keys: tuple[str, ...], defaults: Mapping[str, Any] | None = None
+) -> Manifest:
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     value = mapping(load_json(data, source), source)
     newer = _newer_minor(value, source)
     try:
-        return decode_manifest(Fields(value, source, keys))
+        return decode_manifest(Fields(value, source, keys, defaults))
     except BundleError as error:
         raise BundleError(f"{error}{newer}") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ddpm_deploy.errors import BundleError
@@ -44,12 +44,12 @@ def load_json(data: bytes, source: str) -> Any:
 class Fields:
     """The members of one JSON object; missing and unknown keys are refused at once.
 
-    where: path of the object for messages, such as `bundle.json: output`.
+    where: path of the object for messages, such as `bundle.json: output`. defaults: of the keys that may be missing.
     """
 
-    def __init__(self, value: Any, where: str, keys: Sequence[str]) -> None:
+    def __init__(self, value: Any, where: str, keys: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
         self.where = where
-        self.values: dict[str, Any] = mapping(value, where)
+        self.values: dict[str, Any] = {**(defaults or {}), **mapping(value, where)}
         missing = [key for key in keys if key not in self.values]
         unknown = [key for key in self.values if key not in keys]
         if missing:

@@ -8,10 +8,11 @@ from typing import Any
 
 from ddpm_deploy.schedule import NoiseSchedule
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 MANIFEST_NAME = "bundle.json"
 ROLES = ("denoiser", "step", "sampler", "encoder", "decoder")
 PORTABLE = "onnx"
+BATCH, HEIGHT, WIDTH = "B", "H", "W"
 TORCH = "torch"
 
 
@@ -74,7 +75,9 @@ class ModelFile:
     """One model file of the bundle.
 
     target: "onnx" for a file that every ONNX runtime reads, else the runtime that it is made for.
-    parity: figures measured at export, or None for the reference itself.
+    parity: figures measured at export, or None for the reference itself. measured_on: the runtime that did it.
+    over_budget: what was over the parity budget of a file that was written all the same. weights: the file of the
+    bundle that holds the graph's large tensors, or None where they are inside.
     size_bytes, sha256: left out by whoever makes a record; `write_bundle` computes them from the bytes.
     """
 
@@ -88,6 +91,9 @@ class ModelFile:
     size_bytes: int = 0
     sha256: str = ""
     parity: Mapping[str, float] | None = None
+    measured_on: str | None = None
+    over_budget: tuple[str, ...] = ()
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,9 @@ class Manifest:
     prediction: "eps", "v", "x0" or "flow". variance: the reverse variance the model was trained for, "small",
     "large" or "learned". clip: bounds of the predicted clean image in network range, or None.
     network: how the torch backend builds the module, `{"kind": ..., "config": {...}}`, or None where it cannot.
+    weights: files of large tensors, which the graphs of the bundle may share.
+    size_multiple: of what height and width have to be multiples, where the graphs leave them free; sample_shape holds
+    those that the model was trained on. None where they are fixed.
     """
 
     model: ModelInfo
@@ -120,9 +129,16 @@ class Manifest:
     network: Mapping[str, Any] | None
     files: tuple[ModelFile, ...]
     reference: DataFile | None
+    weights: tuple[DataFile, ...] = ()
+    size_multiple: int | None = None
     format_version: str = FORMAT_VERSION
+
+    @property
+    def graph_shape(self) -> tuple[int | str, ...]:
+        """The sample's axes as the graphs have them: a whole number, or a name where one is free."""
+        return self.sample_shape if self.size_multiple is None else (self.sample_shape[0], HEIGHT, WIDTH)
 
     @property
     def all_files(self) -> tuple[ModelFile | DataFile, ...]:
         """Every file beside bundle.json."""
-        return self.files if self.reference is None else (*self.files, self.reference)
+        return (*self.files, *self.weights, *(() if self.reference is None else (self.reference,)))

@@ -22,17 +22,22 @@ def find_metadata(model: bytes, source: str) -> bytes:
     source: the file's name, for messages. Raises BundleError on anything that is not such a file.
     """
     try:
-        entries = [value for number, value in _payloads(memoryview(model)) if number == METADATA_PROPS]
-        pairs = [{number: bytes(text) for number, text in _payloads(entry)} for entry in entries]
+        found = metadata_entries(model)
     except ValueError as error:
         raise BundleError(f"{source}: no ONNX file, {error}; copy or export it again") from None
-    found = [pair for pair in pairs if pair.get(PAIR_KEY) == METADATA_KEY.encode()]
     if len(found) != 1:
         raise BundleError(
             f"{source}: got {len(found)} metadata entries {METADATA_KEY!r}, expected 1; "
             "export the model with ddpm-deploy"
         )
-    return found[0].get(PAIR_VALUE, b"")
+    return found[0]
+
+
+def metadata_entries(model: bytes) -> list[bytes]:
+    """All values under the key `ddpm_deploy`; raises ValueError on anything that is not an ONNX file."""
+    entries = [value for number, value in _payloads(memoryview(model)) if number == METADATA_PROPS]
+    pairs = [{number: bytes(text) for number, text in _payloads(entry)} for entry in entries]
+    return [pair.get(PAIR_VALUE, b"") for pair in pairs if pair.get(PAIR_KEY) == METADATA_KEY.encode()]
 
 
 def _payloads(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -13,11 +13,12 @@ from pathlib import Path
 from ddpm_deploy.bundle.codec import from_json, from_metadata
 from ddpm_deploy.bundle.fields import MAX_JSON_BYTES
 from ddpm_deploy.bundle.manifest import MANIFEST_NAME, PORTABLE, TORCH, DataFile, Manifest, ModelFile
-from ddpm_deploy.bundle.onnx_metadata import find_metadata
+from ddpm_deploy.bundle.onnx_metadata import find_metadata, metadata_entries
 from ddpm_deploy.errors import BundleError
 
 CHUNK_BYTES = 2**20
 ATTEMPTS = 10
+AGREED = ("schedule", "prediction", "variance", "clip", "sample_shape", "conditions", "output")
 DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "digits"
 # A FIFO in place of a file must not block the reader, a symlink must not lead it out of the folder.
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -114,7 +115,7 @@ def _read_folder(root: Path, digest: str | None) -> Bundle:
     except BundleError as error:
         raise BundleError(f"{root}{os.sep}{error}") from None
     for file in manifest.all_files:
-        _verify(root / file.path, file)
+        _verify(root / file.path, file, manifest)
     return Bundle(root, manifest, found)
 
 
@@ -139,11 +140,35 @@ def _read_small(path: Path) -> bytes:
     return data
 
 
-def _verify(path: Path, file: ModelFile | DataFile) -> None:
-    digest = hashlib.sha256()
+def _verify(path: Path, file: ModelFile | DataFile, manifest: Manifest) -> None:
+    digest, kept = hashlib.sha256(), []
     for chunk in _chunks(path, file.size_bytes):
         digest.update(chunk)
+        if path.suffix == ".onnx":
+            kept.append(chunk)
     _check_hash(path, digest.hexdigest(), file.sha256)
+    if kept:
+        _check_agrees(b"".join(kept), path, manifest)
+
+
+def _check_agrees(model: bytes, path: Path, manifest: Manifest) -> None:
+    """Raise BundleError where the manifest inside an ONNX file says something else than bundle.json.
+
+    A file without one is let through, and so is one that is no ONNX: that is for its runtime to tell.
+    """
+    try:
+        own = find_metadata(model, str(path)) if metadata_entries(model) else None
+    except ValueError:
+        own = None
+    if own is None:
+        return
+    inside = from_metadata(own, DataFile(str(path), len(model)))
+    for name in AGREED:
+        if getattr(inside, name) != getattr(manifest, name):
+            raise BundleError(
+                f"{path}: was exported with another {name} than {MANIFEST_NAME} says, so it would draw wrong samples; "
+                "one of them was edited or comes from elsewhere: export the model again"
+            )
 
 
 def _chunks(path: Path, size_bytes: int | None = None) -> Iterator[bytes]:

@@ -33,12 +33,11 @@ from ddpm_deploy.bundle.manifest import (
     TensorSpec,
 )
 from ddpm_deploy.errors import BundleError
-from ddpm_deploy.schedule import PREDICTIONS, NoiseSchedule
+from ddpm_deploy.schedule import MAX_TIMESTEPS, PREDICTIONS, NoiseSchedule
 from ddpm_deploy.solvers import VARIANCES
 
 MAX_RANK = 8
 MAX_ELEMENTS = 2**28
-MAX_TIMESTEPS = 10**6
 MAX_FILE_BYTES = 2**40
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}"
@@ -47,13 +46,14 @@ SYMBOL = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
 SHA256 = r"[0-9a-f]{64}"
 
 MODEL_KEYS = ("name", "version", "licence", "provenance")
-FILE_KEYS = ("path", "role", "precision", "target", "opset", "inputs", "outputs", "size_bytes", "sha256", "parity")
-GRAPH_KEYS = ("role", "precision", "target", "opset", "inputs", "outputs", "parity")
+GRAPH_KEYS = ("role", "precision", "target", "opset", "inputs", "outputs", "parity", "measured_on", "over_budget")
+FILE_KEYS = ("path", *GRAPH_KEYS, "size_bytes", "sha256", "weights")
 DATA_KEYS = ("path", "size_bytes", "sha256")
 MANIFEST_KEYS = (
     "format_version",
     "model",
     "sample_shape",
+    "size_multiple",
     "output",
     "prediction",
     "variance",
@@ -63,9 +63,16 @@ MANIFEST_KEYS = (
     "defaults",
     "network",
     "files",
+    "weights",
     "reference",
 )
-METADATA_KEYS = (*MANIFEST_KEYS[:-3], "graph")
+METADATA_KEYS = (*MANIFEST_KEYS[:-4], "graph")
+
+# New in format 1.1, and what they mean where they are missing.
+GRAPH_DEFAULTS: dict[str, Any] = {"measured_on": None, "over_budget": []}
+FILE_DEFAULTS = GRAPH_DEFAULTS | {"weights": None}
+METADATA_DEFAULTS: dict[str, Any] = {"size_multiple": None}
+MANIFEST_DEFAULTS = METADATA_DEFAULTS | {"weights": []}
 
 
 def decode_manifest(fields: Fields) -> Manifest:
@@ -73,12 +80,16 @@ def decode_manifest(fields: Fields) -> Manifest:
     shape = fields.take("sample_shape", sequence, whole, 1, MAX_ELEMENTS)
     if not 1 <= len(shape) <= MAX_RANK or math.prod(shape) > MAX_ELEMENTS:
         raise refuse(f"{fields.where}: sample_shape", list(shape), f"1 to {MAX_RANK} axes, {MAX_ELEMENTS} elements")
+    multiple = fields.take("size_multiple", optional, whole, 1, MAX_ELEMENTS)
+    if multiple is not None and len(shape) != 3:
+        raise refuse(f"{fields.where}: size_multiple", multiple, "null, as only pictures have a height and a width")
     schedule = fields.take("schedule", _schedule)
     conditions = fields.take("conditions", sequence, _condition)
     distinct([condition.name for condition in conditions], f"{fields.where}: conditions", "name")
     return Manifest(
         model=fields.take("model", _model),
         sample_shape=shape,
+        size_multiple=multiple,
         output=fields.take("output", _output, shape[0]),
         prediction=fields.take("prediction", choice, PREDICTIONS),
         variance=fields.take("variance", choice, VARIANCES),
@@ -97,7 +108,8 @@ def _files(fields: Fields) -> dict[str, Any]:
     network = fields.take("network", optional, _network)
     files = fields.take("files", sequence, _model_file)
     reference = fields.take("reference", optional, _data_file)
-    names = [file.path for file in files] + ([] if reference is None else [reference.path])
+    weights = fields.take("weights", sequence, _data_file)
+    names = [file.path for file in (*files, *weights, *([] if reference is None else [reference]))]
     where = f"{fields.where}: files"
     distinct([name.casefold() for name in names], where, "path")
     distinct([f"{file.role}.{file.precision}.{file.target}" for file in files], where, "role, precision and target")
@@ -105,7 +117,10 @@ def _files(fields: Fields) -> dict[str, Any]:
         raise BundleError(f"{where}: got none, expected at least one; export the model again")
     if network is None and any(file.target == TORCH for file in files):
         raise BundleError(f"{fields.where}: network: got null, but files has one for torch; export the model again")
-    return {"network": network, "files": files, "reference": reference}
+    for i, file in enumerate(files):
+        if file.weights is not None and file.weights not in [data.path for data in weights]:
+            raise refuse(f"{where}[{i}].weights", file.weights, "the path of one of weights, or null")
+    return {"network": network, "files": files, "weights": weights, "reference": reference}
 
 
 def _schedule(value: Any, where: str) -> NoiseSchedule:
@@ -182,8 +197,11 @@ def _axis(value: Any, where: str) -> int | str:
     return text(value, where, SYMBOL) if isinstance(value, str) else whole(value, where, 1, MAX_ELEMENTS)
 
 
-def _graph(value: Any, where: str, keys: tuple[str, ...] = GRAPH_KEYS) -> ModelFile:
-    fields = Fields(value, where, keys)
+def _graph(value: Any, where: str) -> ModelFile:
+    return _described(Fields(value, where, GRAPH_KEYS, GRAPH_DEFAULTS), where)
+
+
+def _described(fields: Fields, where: str) -> ModelFile:
     inputs, outputs = (fields.take(key, sequence, _tensor) for key in ("inputs", "outputs"))
     distinct([tensor.name for tensor in inputs + outputs], f"{where}: inputs and outputs", "name")
     return ModelFile(
@@ -195,6 +213,8 @@ def _graph(value: Any, where: str, keys: tuple[str, ...] = GRAPH_KEYS) -> ModelF
         inputs=inputs,
         outputs=outputs,
         parity=fields.take("parity", optional, _parity),
+        measured_on=fields.take("measured_on", optional, text),
+        over_budget=fields.take("over_budget", sequence, text),
     )
 
 
@@ -203,8 +223,9 @@ def _parity(value: Any, where: str) -> dict[str, float]:
 
 
 def _model_file(value: Any, where: str) -> ModelFile:
-    graph = _graph(value, where, FILE_KEYS)
-    return replace(graph, **_identity(Fields(value, where, FILE_KEYS)))
+    fields = Fields(value, where, FILE_KEYS, FILE_DEFAULTS)
+    weights = fields.take("weights", optional, file_name)
+    return replace(_described(fields, where), weights=weights, **_identity(fields))
 
 
 def _data_file(value: Any, where: str) -> DataFile:

@@ -15,7 +15,8 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from ddpm_deploy.errors import BundleError
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 File = TypeVar("File", ModelFile, DataFile)
 
-SUFFIXES = (".onnx", ".safetensors", ".npz")
+SUFFIXES = (".onnx", ".safetensors", ".npz", ".bin")
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 AWAY = "move it away or give another name"
@@ -54,20 +55,38 @@ def write_bundle(out: str | os.PathLike[str], manifest: Manifest, files: Mapping
     text = to_json(_with_hashes(manifest, files)).encode("utf-8")
     target = Path(os.path.realpath(out))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _sole_writer(target.parent) as alone:
-            if alone:
-                _clean(target)
-            _check_replaceable(target)
-            _replace_folder(target, {**files, MANIFEST_NAME: text})
+        install_folder(target, {**files, MANIFEST_NAME: text}, _check_replaceable)
     except OSError as error:
-        raise BundleError(f"{out}: cannot be written: {error.strerror}; {_remedy(error)}") from error
+        raise BundleError(f"{out}: cannot be written: {error.strerror}; {write_remedy(error)}") from error
     return Bundle(Path(out), from_json(text), sha256_of(text))
 
 
+def install_folder(
+    target: Path, files: Mapping[str, bytes], check: Callable[[Path], None], beside: Path | None = None
+) -> None:
+    """Put a folder that holds these files, some perhaps in subfolders, in the place of `target`; raises OSError.
+
+    check: refuses, by an error of its own, to replace what is there. beside: the path, on the same file system, whose
+    neighbours the unfinished folders are; None is `target`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = beside or target
+    with _sole_writer(beside.parent) as alone:
+        if alone:
+            _clean(target, beside)
+        check(target)
+        _replace_folder(target, files, beside)
+
+
 def check_target(out: str | os.PathLike[str]) -> None:
-    """Raise BundleError where `write_bundle` would not replace what is at `out`: for long work, before it starts."""
-    _check_replaceable(Path(os.path.realpath(out)))
+    """Raise BundleError where `write_bundle` could not write to `out`: for long work, before it starts."""
+    target = Path(os.path.realpath(out))
+    _check_replaceable(target)
+    folder = next(parent for parent in target.parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BundleError(f"{out}: cannot be written: {error.strerror}; {write_remedy(error)}") from error
 
 
 def _with_hashes(manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
@@ -75,7 +94,12 @@ def _with_hashes(manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
     if listed != set(files):
         raise BundleError(f"files: got {sorted(files)}, but the manifest lists {sorted(listed)}; give exactly these")
     reference = None if manifest.reference is None else _with_hash(manifest.reference, files)
-    return replace(manifest, files=tuple(_with_hash(file, files) for file in manifest.files), reference=reference)
+    return replace(
+        manifest,
+        files=tuple(_with_hash(file, files) for file in manifest.files),
+        weights=tuple(_with_hash(file, files) for file in manifest.weights),
+        reference=reference,
+    )
 
 
 def _with_hash(file: File, files: Mapping[str, bytes]) -> File:
@@ -101,14 +125,14 @@ def _sole_writer(parent: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _clean(target: Path) -> None:
+def _clean(target: Path, beside: Path) -> None:
     """Put back or remove what dead writers left; call it only as the sole writer."""
     if not target.exists():
-        for old in target.parent.glob(_hidden(target, "*", "old")):
+        for old in beside.parent.glob(_hidden(beside, "*", "old")):
             os.rename(old, target)
             break
     for kind in ("new", "old"):
-        for left in target.parent.glob(_hidden(target, "*", kind)):
+        for left in beside.parent.glob(_hidden(beside, "*", kind)):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -137,16 +161,18 @@ def _own(target: Path, names: Iterable[str]) -> set[str]:
         return {name for name in names if name.endswith(SUFFIXES)}
 
 
-def _replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
+def _replace_folder(target: Path, files: Mapping[str, bytes], beside: Path) -> None:
     key = os.urandom(8).hex()
-    new = target.with_name(_hidden(target, key, "new"))
+    new, old = (beside.with_name(_hidden(beside, key, kind)) for kind in ("new", "old"))
     try:
         new.mkdir()
         for name, data in files.items():
+            (new / name).parent.mkdir(exist_ok=True)
             _write_file(new / name, data)
-        _flush_folder(new)
+        for folder in sorted({(new / name).parent for name in files} | {new}, reverse=True):
+            _flush_folder(folder)
         if target.exists():
-            _swap(new, target, target.with_name(_hidden(target, key, "old")))
+            _swap(new, target, old)
         else:
             os.rename(new, target)
         _flush_folder(target.parent)
@@ -197,6 +223,7 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
-def _remedy(error: OSError) -> str:
+def write_remedy(error: OSError) -> str:
+    """What to do about a file system that refused."""
     remedy = REMEDIES.get(error.errno or 0, "give another place")
     return f"{remedy}; what was there is untouched"

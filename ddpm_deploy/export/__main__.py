@@ -1,65 +1,53 @@
-"""`python -m ddpm_deploy.export RUN --out BUNDLE`."""
+"""`python -m ddpm_deploy.export SOURCE --out BUNDLE`."""
 
 from __future__ import annotations
 
-import argparse
-import json
+import json as json_text
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ddpm_deploy.bundle import Bundle
-from ddpm_deploy.cli import make_parser, run_command
+from ddpm_deploy.cli import require_writable, run_command
 from ddpm_deploy.errors import ParityError
-from ddpm_deploy.export.options import MAX_RELATIVE_ERROR, OPSET, Options
+from ddpm_deploy.export import recipe as recipes
+from ddpm_deploy.export.flags import build_parser, recipe_values
+
+if TYPE_CHECKING:
+    from ddpm_deploy.export.pipeline import Exported
 
 OVER_BUDGET = 1
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments; each is a parameter of `run`."""
-    parser = make_parser("export", "Write a training run as a bundle, after checking parity with torch.")
-    add = parser.add_argument
-    add("run_path", metavar="RUN", type=Path, help="folder that ddpm_deploy.train wrote")
-    add("--out", metavar="BUNDLE", type=Path, required=True, help="folder to write; a bundle there is replaced")
-    add("--step", type=int, help="checkpoint to export; the newest if not given")
-    add("--name", help="name of the model; the run's if not given")
-    add("--model-version", default="1", help="version of the model, any text")
-    add("--licence", default="unspecified", help="licence of the weights, such as Apache-2.0")
-    add("--opset", type=int, default=OPSET, help="ONNX operator set, 18 to 25; 18 is the fastest on ONNX Runtime's CPU")
-    add("--max-relative-error", type=float, default=MAX_RELATIVE_ERROR,
-        help="parity budget: relative L2 error of a prediction")  # fmt: skip
-    add("--parity-timesteps", type=int, help="check parity at this many timesteps; at all of them if not given")
-    add("--quiet", action="store_true", help="show no progress bar")
-    add("--json", action="store_true", help="print the result as JSON")
-    return parser
-
-
-def run(
-    run_path: Path,
-    out: Path,
-    step: int | None,
-    name: str | None,
-    model_version: str,
-    licence: str,
-    opset: int,
-    max_relative_error: float,
-    parity_timesteps: int | None,
-    quiet: bool,
-    json: bool,
-) -> int:
+def run(**given: Any) -> int:
     """Export and print what was written; 1 when parity is over budget."""
-    from ddpm_deploy.export import export_run  # torch takes seconds to import: not for --help
+    values = recipe_values(given)
+    recipe = recipes.make_recipe(values, str(given.get("recipe", "flags")))
+    if given.get("print_recipe"):
+        print(recipes.to_toml(recipes.effective(values)), end="")
+        return 0
+    if recipe.path is None:
+        raise ValueError("SOURCE: got none, expected a model to export, here or as path in the recipe")
+    if "out" not in given:
+        raise ValueError("--out: got none, expected the bundle folder to write")
+    recipe = replace(recipe, export=replace(recipe.export, progress=not given.get("quiet", False)))
+    if "plot" in given:
+        require_writable(given["plot"])
+    whole = given["out"].resolve()  # while it is there: the working directory may be the bundle that is replaced
+    triton_out = given.get("triton_out", whole.with_name(f"{whole.name}.triton"))
+    from ddpm_deploy.export.api import export_recipe  # torch takes seconds to import: not for --help
+    from ddpm_deploy.export.deploy import deploy
 
-    options = Options(opset, max_relative_error, parity_timesteps, progress=not quiet)
     try:
-        bundle = export_run(
-            run_path, out, step=step, name=name, model_version=model_version, licence=licence, options=options
-        )
+        exported = export_recipe(recipe, given["out"])
     except ParityError as error:
         print(f"ddpm-deploy export: error: {error}", file=sys.stderr)
         return OVER_BUDGET
-    print(_as_json(bundle) if json else _as_text(bundle))
+    if "plot" in given:
+        _plot(exported, given["plot"])
+    notes = list(deploy(exported.bundle, recipe.export, triton_out))
+    print(_as_json(exported, notes) if given.get("json") else "\n".join([_as_text(exported), *notes]))
     return 0
 
 
@@ -68,18 +56,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(build_parser(), run, argv)
 
 
-def _as_json(bundle: Bundle) -> str:
-    files = [{"path": f.path, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in bundle.manifest.all_files]
-    parity = bundle.manifest.files[0].parity
-    return json.dumps({"bundle": str(bundle.root), "digest": bundle.digest, "files": files, "parity": parity}, indent=1)
+def _plot(exported: Exported, path: Path) -> None:
+    from ddpm_deploy.parity.budget import budget_for
+    from ddpm_deploy.parity.next_state import plot
+
+    curves = {name: verdict.curve for name, verdict in exported.verdicts.items() if verdict.curve is not None}
+    precisions = {file.path: file.precision for file in exported.bundle.manifest.files}
+    plot(curves, {name: budget_for(precisions[name]) for name in curves}, path, exported.bundle.manifest.model.name)
 
 
-def _as_text(bundle: Bundle) -> str:
-    parity = bundle.manifest.files[0].parity or {}
-    lines = [f"{file.path:<36}{file.size_bytes / 2**20:8.2f} MiB" for file in bundle.manifest.all_files]
-    figures = f"relative L2 {parity['relative_l2']:.2g}, max-abs {parity['max_abs']:.2g}"
-    lines.append(f"parity with torch over {parity['timesteps']:.0f} timesteps: {figures}")
-    return "\n".join([f"{bundle.root}", *lines, bundle.digest])
+def _as_json(exported: Exported, notes: Sequence[str]) -> str:
+    bundle = exported.bundle
+    files = [
+        {"path": f.path, "size_bytes": f.size_bytes, "sha256": f.sha256}
+        | {key: getattr(f, key) for key in ("parity", "measured_on", "over_budget") if hasattr(f, key)}
+        for f in bundle.manifest.all_files
+    ]
+    layers = {name: [vars(layer) for layer in table] for name, table in exported.layers.items()}
+    return json_text.dumps(
+        {"bundle": str(bundle.root), "digest": bundle.digest, "files": files, "layers": layers, "notes": notes},
+        indent=1,
+    )
+
+
+def _as_text(exported: Exported) -> str:
+    bundle = exported.bundle
+    width = max(len(file.path) for file in bundle.manifest.all_files) + 2
+    lines = [str(bundle.root)]
+    for file in bundle.manifest.all_files:
+        verdict = exported.verdicts.get(file.path)
+        lines.append(f"{file.path:<{width}}{file.size_bytes / 2**20:9.2f} MiB  {_figures(verdict)}".rstrip())
+        lines += [f"  OVER BUDGET: {failure}" for failure in (verdict.failures if verdict else ())]
+    for name, table in exported.layers.items():
+        kept = sum(layer.kept_float for layer in table)
+        lines.append(f"{name}: {len(table) - kept} of {len(table)} layers in int8, {kept} left in float32")
+    return "\n".join([*lines, bundle.digest])
+
+
+def _figures(verdict: Any) -> str:
+    if verdict is None:
+        return ""
+    shown = {
+        "relative_l2": "relative L2 {:.1e}",
+        "next_state_rms": "next state {:.1e}",
+        "final_max_abs": "final {:.1e}",
+        "final_psnr_db": "{:.0f} dB",
+    }
+    return ", ".join(text.format(verdict.parity[key]) for key, text in shown.items() if key in verdict.parity)
 
 
 if __name__ == "__main__":

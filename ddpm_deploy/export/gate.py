@@ -1,169 +1,219 @@
-"""The gate of every export: ONNX Runtime against torch, on the states of torch's own reverse chain."""
+"""The parity gate: every graph against the reference, judged by the budget of its precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-import torch
+import onnx
+import onnxruntime
 from numpy.typing import NDArray
 
-from ddpm_deploy.bundle import Manifest
-from ddpm_deploy.errors import ParityError
-from ddpm_deploy.export.graph import Denoiser
-from ddpm_deploy.job import kept_channels, plan_settings
+from ddpm_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from ddpm_deploy.bundle import Manifest, ModelFile
+from ddpm_deploy.export.emulate import emulate
+from ddpm_deploy.export.evaluate import evaluator
+from ddpm_deploy.export.nonfinite import first_nonfinite
+from ddpm_deploy.export.options import Options
+from ddpm_deploy.export.weights import in_memory
 from ddpm_deploy.noise import initial_noise, noise_source
-from ddpm_deploy.parity.measure import max_abs, relative_l2
-from ddpm_deploy.plan import Plan
-from ddpm_deploy.reference import Reference, Trajectory
-from ddpm_deploy.solvers import make_plan
+from ddpm_deploy.one_file import sampler_feeds
+from ddpm_deploy.parity.bound import bits_per_dim
+from ddpm_deploy.parity.budget import Budget, budget_for
+from ddpm_deploy.parity.measure import max_abs, psnr_db, relative_l2
+from ddpm_deploy.parity.next_state import (
+    BEST_PSNR_DB,
+    Evaluate,
+    NextState,
+    Step,
+    ddpm_plan,
+    measure_file,
+    picture_range,
+    short_plan,
+    teacher_forced,
+)
+from ddpm_deploy.plan.feeds import STATE_SIZE, plan_tables
 
-BATCHES = (7, 2, 1)  # the first is the batch of the chain itself
+SAMPLES = 2  # of a whole sampler graph
 SEED = 0
-POINTS = 8  # evaluations kept in reference.npz
-SHORT = 32  # rows of its trajectory at most
-LARGE = 2**14  # elements; from here on the trajectory is of one sample
+BOUND_ROWS = 100
 
 Array = NDArray[Any]
-Evaluate = Callable[[Mapping[str, Array]], Array]
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Inputs and output of one call of the float32 network."""
+class Verdict:
+    """What was measured of one file. curve: over all timesteps, of a denoiser. measured_on: in words."""
 
-    feeds: Mapping[str, Array]
-    prediction: Array
-
-
-@dataclass
-class Figures:
-    """The largest errors met so far. relative_l2: as in `parity.measure`; t, batch: where it was met."""
-
-    relative_l2: float = 0.0
-    max_abs: float = 0.0
-    t: float = 0.0
-    batch: int = 0
-    timesteps: int = 0
-    kept: list[Evaluation] = field(default_factory=list)
-
-    def add(self, expected: Array, got: Array, t: float) -> None:
-        """Take in one comparison; an error that is no number counts as infinite."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            relative, largest = _or_infinite(relative_l2(got, expected)), _or_infinite(max_abs(got, expected))
-        if relative > self.relative_l2:
-            self.relative_l2, self.t, self.batch = relative, t, len(expected)
-        self.max_abs = max(self.max_abs, largest)
-
-    def require(self, max_relative_error: float, what: str) -> None:
-        """Raise ParityError where the budget is exceeded."""
-        if self.relative_l2 > max_relative_error:
-            raise ParityError(
-                f"{what}: relative L2 error at t = {self.t:g}, batch {self.batch}: got {self.relative_l2:.3g}, "
-                f"expected at most {max_relative_error:g}; nothing was written"
-            )
-
-    def as_parity(self) -> dict[str, float]:
-        """The figures that go into the bundle."""
-        return {"relative_l2": self.relative_l2, "max_abs": self.max_abs, "timesteps": float(self.timesteps)}
+    parity: Mapping[str, float]
+    failures: tuple[str, ...]
+    measured_on: str
+    curve: NextState | None = None
 
 
-def torch_evaluate(network: Denoiser) -> Evaluate:
-    """The float32 reference: the torch module itself."""
+class Gate:
+    """Measures graphs against the reference. conditions: example values, as many as the largest batch."""
 
-    def evaluate(feeds: Mapping[str, Array]) -> Array:
-        with torch.inference_mode():
-            out: Array = network(*(torch.from_numpy(np.ascontiguousarray(a)) for a in feeds.values())).numpy()
-        return out
+    def __init__(
+        self, reference: Evaluate, manifest: Manifest, conditions: Mapping[str, Array], options: Options
+    ) -> None:
+        self.reference, self.manifest, self.conditions, self.options = reference, manifest, conditions, options
 
-    return evaluate
+    def denoiser(self, model: onnx.ModelProto, file: ModelFile, advance: Callable[[], object]) -> Verdict:
+        """Along trajectories, every evaluation at every batch size, and the samples of the default plan."""
+        budget = self.budget(file.precision)
+        with evaluator(model) as candidate:
+            curve = self.measure(candidate, self.options.parity_timesteps, advance)
+            if not np.isfinite(curve.rms).all():
+                failures = [f"{failure}{self._culprit(model, curve)}" for failure in curve.failures(budget)]
+                return Verdict(curve.as_parity(), tuple(failures), _measured_on(file.precision), curve)
+            excess = self._bits_excess(candidate)
+        failures = [*curve.failures(budget), *_over("relative excess of bits/dim", excess, budget.bits_excess)]
+        parity = {**curve.as_parity(), "bits_excess": excess}
+        return Verdict(parity, tuple(failures), _measured_on(file.precision), curve)
+
+    def measure(
+        self, candidate: Evaluate, timesteps: int | None, advance: Callable[[], object] = lambda: None
+    ) -> NextState:
+        """The figures of any evaluation."""
+        return measure_file(candidate, self.reference, self.manifest, batches=self.options.batches,
+                            timesteps=timesteps, conditions=self.conditions, advance=advance)  # fmt: skip
+
+    def step(self, model: onnx.ModelProto, file: ModelFile) -> Verdict:
+        """Each row of the default plan by the graph itself, from the reference's state."""
+        peak = picture_range(self.manifest)
+        steering = {name: array[:SAMPLES] for name, array in self.conditions.items()}
+        plan, figures = short_plan(self.manifest), []
+        with _opened(model, file) as backend:
+            for step in teacher_forced(self.reference, self.manifest, plan, SAMPLES, self.conditions, SEED):
+                got = backend.run({**_step_feeds(step, self._learned), **steering})
+                error = (got["next_state"][:, 0].astype(np.float64) - step.following) / peak
+                finite = float(got["finite"].min())
+                figures.append((np.sqrt(np.mean(error**2)), np.abs(error).max(), finite))
+        rms, largest, finite = np.array(figures).T
+        budget = self.budget(file.precision)
+        failures = _over("RMS error of the next state", rms.max(), budget.next_state_rms)
+        bound = budget.next_state_max or budget.final_max_abs
+        failures += _over("largest error of the next state", largest.max(), bound)
+        failures += [] if finite.all() else ["a prediction was not finite"]
+        parity = {"next_state_rms": float(rms.max()), "next_state_max": float(largest.max()), "rows": float(len(plan))}
+        return Verdict(_finite(parity), tuple(failures), _measured_on(file.precision))
+
+    def sampler(self, model: onnx.ModelProto, file: ModelFile, *, unrolled: bool) -> Verdict:
+        """The samples of the default plan in one run, from the same noise."""
+        plan, shape = short_plan(self.manifest), self.manifest.sample_shape
+        steering = {name: array[:SAMPLES] for name, array in self.conditions.items()}
+        *_, last = teacher_forced(self.reference, self.manifest, plan, SAMPLES, self.conditions, SEED)
+        noise = None if plan.is_deterministic else noise_source(SEED, range(SAMPLES), shape)
+        x_T = initial_noise(SEED, range(SAMPLES), shape)
+        feeds = {"x_T": x_T, **({} if unrolled else sampler_feeds(file.inputs, plan, x_T, noise)), **steering}
+        if unrolled and noise is not None:
+            feeds["noise"] = np.stack([noise(row) for row in range(len(plan))])
+        with _opened(model, file) as backend:
+            got = backend.run(feeds)["samples"]
+        return self._judge_samples(got, last.following, file)
+
+    def encoder(self, model: onnx.ModelProto, file: ModelFile, feeds: Mapping[str, Array], truth: Array) -> Verdict:
+        """The conditions that it computes, at the fp32 budget."""
+        with _opened(model, file) as backend:
+            got = backend.run(feeds)[file.outputs[0].name]
+        error = relative_l2(got, truth)
+        failures = _over("relative error of the condition", error, self.options.max_relative_error)
+        parity = _finite({"relative_l2": error, "max_abs": max_abs(got, truth)})
+        return Verdict(parity, tuple(failures), _measured_on("fp32"))
+
+    def budget(self, precision: str) -> Budget:
+        """The precision's own budget, changed by the options."""
+        changes: Any = dict(self.options.budgets.get(precision, {}))
+        if precision == "fp32":
+            changes["prediction_relative_l2"] = self.options.max_relative_error
+        return replace(budget_for(precision), **changes)
+
+    @cached_property
+    def _reference_bits(self) -> float:
+        return self._bits(self.reference)
+
+    @cached_property
+    def _clean(self) -> Array:
+        """Samples of the reference, which stand for data."""
+        *_, last = teacher_forced(self.reference, self.manifest, short_plan(self.manifest), SAMPLES, self.conditions)
+        return last.following
+
+    def _bits_excess(self, candidate: Evaluate) -> float:
+        """By what part of the reference's bound the candidate's is above it; 0 where there is none, as for one step."""
+        return self._bits(candidate) / self._reference_bits - 1 if self._reference_bits else 0.0
+
+    def _bits(self, who: Evaluate) -> float:
+        steering = {name: array[:SAMPLES] for name, array in self.conditions.items()}
+        rows = min(self.options.parity_timesteps or BOUND_ROWS, BOUND_ROWS)
+        return bits_per_dim(who, self.manifest, self._clean, steering, rows)
+
+    @property
+    def _learned(self) -> bool:
+        return self.manifest.variance == "learned"
+
+    def _judge_samples(self, got: Array, truth: Array, file: ModelFile) -> Verdict:
+        if not np.isfinite(got).all():
+            return Verdict({}, ("the samples are not finite",), _measured_on(file.precision))
+        budget, largest = self.budget(file.precision), max_abs(got, truth)
+        psnr = min(psnr_db(got, truth, picture_range(self.manifest)), BEST_PSNR_DB)
+        failures = _over("final error", largest, budget.final_max_abs)
+        if budget.final_psnr_db is not None and not psnr >= budget.final_psnr_db:
+            failures.append(f"final PSNR {psnr:.1f} dB is under {budget.final_psnr_db:g} dB")
+        return Verdict({"final_max_abs": largest, "final_psnr_db": psnr}, tuple(failures), _measured_on(file.precision))
+
+    def _culprit(self, model: onnx.ModelProto, curve: NextState) -> str:
+        """In words the first node that makes a number that is none, at the very step where one came out first."""
+        plans = (short_plan(self.manifest), ddpm_plan(self.manifest, self.options.parity_timesteps))
+        n, row = max(self.options.batches), int(np.argmin(np.isfinite(curve.rms)))
+        steps = chain.from_iterable(
+            teacher_forced(self.reference, self.manifest, plan, n, self.conditions) for plan in plans
+        )
+        found = first_nonfinite(model, next(islice(steps, row, None)).feeds)
+        return f"; first at node {found}" if found else ""
 
 
-def compare(
-    reference: Evaluate,
-    candidate: Evaluate,
-    manifest: Manifest,
-    conditions: Mapping[str, Array],
-    timesteps: int,
-    advance: Callable[[], object],
-) -> Figures:
-    """Run the model's own DDPM chain through `reference` and show `candidate` every state, at every batch size.
-
-    conditions: (7, ...) each. timesteps: how many of the T, evenly spread. advance: called after each.
-    """
-    plan = make_plan("ddpm", manifest.schedule, timesteps, "linspace", manifest.prediction, manifest.clip,
-                     variance=manifest.variance)  # fmt: skip
-    figures = Figures(timesteps=timesteps)
-    keep = set(np.linspace(0, len(plan) - 1, min(POINTS, len(plan))).round().astype(int).tolist())
-
-    def observe(row: int, feeds: Mapping[str, Array], expected: Array) -> None:
-        for batch in BATCHES:
-            got = candidate({name: array[:batch] for name, array in feeds.items()})
-            figures.add(expected[:batch], got, float(plan.t[row]))
-        if row in keep:
-            one = slice(row % BATCHES[0], row % BATCHES[0] + 1)
-            figures.kept.append(Evaluation({n: a[one].copy() for n, a in feeds.items()}, expected[one].copy()))
-        advance()
-
-    run_chain(reference, manifest, plan, BATCHES[0], conditions, observe)
-    return figures
+@contextmanager
+def _opened(model: onnx.ModelProto, file: ModelFile) -> Iterator[OnnxRuntimeBackend]:
+    data, weights = in_memory(model)
+    with OnnxRuntimeBackend.from_bytes(data, file.inputs, file.outputs, weights=weights) as backend:
+        yield backend
 
 
-def make_reference(reference: Evaluate, manifest: Manifest, points: Sequence[Evaluation],
-                   conditions: Mapping[str, Array]) -> Reference:  # fmt: skip
-    """What goes into reference.npz: the given evaluations, and a trajectory of the model's default solver."""
-    feeds = {name: np.concatenate([point.feeds[name] for point in points]) for name in points[0].feeds}
-    prediction = np.concatenate([point.prediction for point in points])
-    x, t = feeds.pop("x"), feeds.pop("t")
-    return Reference(x, t, prediction, _trajectory(reference, manifest, conditions), feeds)
+def _step_feeds(step: Step, learned: bool) -> dict[str, Array]:
+    """The feeds of a `step` graph for one row."""
+    n = len(step.following)
+    tables = plan_tables(step.plan, learned_variance=learned, state_size=STATE_SIZE)
+    rows = {name: np.repeat(table[step.row : step.row + 1], n, axis=0) for name, table in tables.items()}
+    idle = [step.state[0]] * (STATE_SIZE - len(step.state))
+    z = np.zeros_like(step.state[0]) if step.z is None else step.z
+    return {**rows, "state": np.stack([*step.state, *idle], axis=1), "noise": z}
 
 
-def run_chain(
-    reference: Evaluate,
-    manifest: Manifest,
-    plan: Plan,
-    batch: int,
-    conditions: Mapping[str, Array],
-    observe: Callable[[int, Mapping[str, Array], Array], None],
-) -> Array:
-    """Run a plan; `observe` sees the row, the inputs and the raw output of every evaluation."""
-    channels = kept_channels(manifest, plan)
-    rows = iter(range(len(plan)))
-
-    def denoise(x: Array, t: Array) -> Array:
-        feeds = {"x": x, "t": t, **conditions}
-        m = reference(feeds)
-        observe(next(rows), feeds, m)
-        return m[:, :channels]
-
-    samples, shape = range(batch), manifest.sample_shape
-    return plan.run(denoise, initial_noise(SEED, samples, shape), noise_source(SEED, samples, shape))
+def _over(what: str, figure: float, bound: float | None) -> list[str]:
+    return [] if bound is None or figure <= bound else [f"{what} {figure:.2g} is over {bound:g}"]
 
 
-def _trajectory(reference: Evaluate, manifest: Manifest, conditions: Mapping[str, Array]) -> Trajectory:
-    plan = _short_plan(manifest)
-    shape = manifest.sample_shape
-    batch = 2 if np.prod(shape) < LARGE else 1
-    steering = {name: array[:batch] for name, array in conditions.items()}
-    states, predictions = [], []
-
-    def observe(row: int, feeds: Mapping[str, Array], prediction: Array) -> None:
-        states.append(feeds["x"])
-        predictions.append(prediction)
-
-    final = run_chain(reference, manifest, plan, batch, steering, observe)
-    draw = noise_source(SEED, range(batch), shape)
-    noise = None if plan.is_deterministic else np.stack([draw(row) for row in range(len(plan))])
-    return Trajectory(plan, states[0], noise, np.stack(predictions), np.stack([*states, final]), steering)
+def _finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """Those that a bundle can hold."""
+    return {name: figure for name, figure in figures.items() if np.isfinite(figure)}
 
 
-def _short_plan(manifest: Manifest) -> Plan:
-    """The default solver, with fewer steps where the default has many."""
-    steps = min(manifest.defaults.steps, SHORT // 2)  # some solvers evaluate twice a step
-    return make_plan(schedule=manifest.schedule, **plan_settings(manifest, None, steps, None, None, {}))
+def _measured_on(precision: str) -> str:
+    how = ", its rounding emulated in float32" if precision in ("fp16", "bf16") else ""
+    return f"ONNX Runtime {onnxruntime.__version__} on a CPU{how}"
 
 
-def _or_infinite(figure: float) -> float:
-    return figure if np.isfinite(figure) else float("inf")
+def reducible(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """The denoiser to build other graphs around for measuring: fp16 and bf16 are emulated."""
+    return emulate(model) if precision in ("fp16", "bf16") else model
+
+
+def worst(verdicts: Sequence[tuple[ModelFile, Verdict]]) -> list[str]:
+    """Every failure, with the file's name."""
+    return [f"{file.path}: {failure}" for file, verdict in verdicts for failure in verdict.failures]

@@ -12,15 +12,17 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ddpm_deploy.bundle import METADATA_KEY, Condition, TensorSpec
+from ddpm_deploy.bundle import METADATA_KEY, Condition, Manifest, TensorSpec
+from ddpm_deploy.bundle.manifest import BATCH
 from ddpm_deploy.errors import ExportError
+from ddpm_deploy.export.anatomy import opset_of
+from ddpm_deploy.export.free_size import free_axes, name_axes
+from ddpm_deploy.export.targets import OPSETS
 from ddpm_deploy.export.tidy import fix_reshapes
+from ddpm_deploy.export.weights import MAX_GRAPH_BYTES, without_values
 
 TRACE_BATCH = 2  # a batch of 1 would be taken for a constant
-MAX_GRAPH_BYTES = 2**31 - 2**24  # one protobuf message ends at 2 GiB; some of it is needed for the nodes
-BATCH = "B"
 SHAPE_OPS = ("Shape", "Size")
-OPSETS = range(18, 26)
 CHATTY = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir")
 
 
@@ -40,27 +42,37 @@ class Denoiser(nn.Module):
         return out.float()
 
 
-def input_specs(sample_shape: Sequence[int], conditions: Sequence[Condition]) -> tuple[TensorSpec, ...]:
+def input_specs(sample_shape: Sequence[int | str], conditions: Sequence[Condition]) -> tuple[TensorSpec, ...]:
     """The inputs of the denoiser graph: `x`, `t` and the conditions."""
     steering = (TensorSpec(c.name, (BATCH, *c.shape), c.dtype) for c in conditions)
     return (TensorSpec("x", (BATCH, *sample_shape), "float32"), TensorSpec("t", (BATCH,), "float32"), *steering)
 
 
-def trace(network: Denoiser, feeds: Mapping[str, np.ndarray], opset: int) -> onnx.ModelProto:
-    """Export with a free batch; feeds are example inputs of batch `TRACE_BATCH`, in the graph's order."""
+def trace(
+    network: nn.Module,
+    feeds: Mapping[str, np.ndarray],
+    opset: int,
+    output: str = "prediction",
+    size_multiple: int | None = None,
+) -> onnx.ModelProto:
+    """Export with a free batch; feeds are example inputs of batch `TRACE_BATCH`, in the graph's order.
+
+    size_multiple: see `Manifest`; then height and width of the first input are free too.
+    """
     _check_arguments(network, opset)
-    x, t, *conditions = (torch.from_numpy(array) for array in feeds.values())
     free = {0: torch.export.Dim(BATCH, min=1)}
-    steering = ((free,) * len(conditions),) if conditions else ()
+    first = free if size_multiple is None else free | free_axes(size_multiple)
+    named = 2 if isinstance(network, Denoiser) else len(feeds)  # the conditions of a denoiser are its *args
+    rest = ((free,) * (len(feeds) - named),) if len(feeds) > named else ()
     try:
         with _quiet():
             program = torch.onnx.export(
                 network,
-                (x, t, *conditions),
+                tuple(torch.from_numpy(array) for array in feeds.values()),
                 dynamo=True,
-                dynamic_shapes=(free, free, *steering),
+                dynamic_shapes=(first, *(free,) * (named - 1), *rest),
                 input_names=list(feeds),
-                output_names=["prediction"],
+                output_names=[output],
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
@@ -69,24 +81,26 @@ def trace(network: Denoiser, feeds: Mapping[str, np.ndarray], opset: int) -> onn
         raise ExportError(f"network: torch.onnx cannot export it: {_reason(error)}") from error
     assert program is not None
     model = program.model_proto
-    written = next(entry.version for entry in model.opset_import if not entry.domain)
+    written = opset_of(model)
     if written != opset:
         raise ExportError(f"opset: got {written}, expected {opset}; the network needs an operator of opset {written}")
     _strip(model)
+    if size_multiple is not None:
+        name_axes(model)
     fix_reshapes(model)
     return model
 
 
-def output_spec(sample_shape: Sequence[int], learned_variance: bool) -> TensorSpec:
+def output_spec(manifest: Manifest) -> TensorSpec:
     """The output of the denoiser graph; a learned variance doubles its channels."""
-    channels = sample_shape[0] * (2 if learned_variance else 1)
-    return TensorSpec("prediction", (BATCH, channels, *sample_shape[1:]), "float32")
+    channels = manifest.sample_shape[0] * (2 if manifest.variance == "learned" else 1)
+    return TensorSpec("prediction", (BATCH, channels, *manifest.graph_shape[1:]), "float32")
 
 
 def check_graph(model: onnx.ModelProto, inputs: Sequence[TensorSpec], output: TensorSpec) -> None:
     """Raise ExportError where the graph is not what the bundle will say that it is."""
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(without_values(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"graph: the exporter wrote an invalid one: {_reason(error)}") from error
     found = [_spec(value) for value in model.graph.input]
@@ -140,9 +154,12 @@ def _strip(model: onnx.ModelProto) -> None:
 def _check_arguments(network: nn.Module, opset: int) -> None:
     if opset not in OPSETS:
         raise ValueError(f"opset: got {opset}, expected a number from {OPSETS[0]} to {OPSETS[-1]}")
-    size_bytes = 4 * sum(parameter.numel() for parameter in network.parameters())
-    if size_bytes > MAX_GRAPH_BYTES:
-        raise ValueError(f"network: got {size_bytes} bytes of weights, expected at most {MAX_GRAPH_BYTES} for one file")
+    for name, parameter in network.named_parameters():
+        if 4 * parameter.numel() > MAX_GRAPH_BYTES:
+            raise ValueError(
+                f"network: {name}: got {4 * parameter.numel()} bytes in float32, expected at most {MAX_GRAPH_BYTES}, "
+                "as ONNX holds no larger tensor; split it"
+            )
 
 
 @contextlib.contextmanager

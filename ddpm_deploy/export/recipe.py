@@ -1,239 +1,156 @@
-"""Export: a trained network in, a verified bundle out."""
+"""Recipes: one export written down in TOML, so that it can be repeated, reviewed and varied by flags."""
 
 from __future__ import annotations
 
-import copy
-import importlib.metadata
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-import numpy as np
-import onnx
-import safetensors.torch
-from torch import nn
-from tqdm import tqdm
-
-from ddpm_deploy import __version__
-from ddpm_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from ddpm_deploy.bundle import (
-    Bundle,
-    Condition,
-    DataFile,
-    Defaults,
-    Manifest,
-    ModelFile,
-    ModelInfo,
-    OutputAffine,
-    check_target,
-    to_metadata,
-    write_bundle,
-)
-from ddpm_deploy.export.gate import BATCHES, Evaluate, compare, make_reference, torch_evaluate
-from ddpm_deploy.export.graph import (
-    TRACE_BATCH,
-    Denoiser,
-    check_graph,
-    input_specs,
-    output_spec,
-    serialise,
-    trace,
-)
+from ddpm_deploy import strict
 from ddpm_deploy.export.options import Options
-from ddpm_deploy.job import example_conditions
-from ddpm_deploy.model import build_network
-from ddpm_deploy.reference import REFERENCE_NAME, write_reference
-from ddpm_deploy.schedule import NoiseSchedule
+from ddpm_deploy.export.sources.base import Settings
 
-GRAPH_NAME = "denoiser.fp32.onnx"
-WEIGHTS_NAME = "denoiser.fp32.torch.safetensors"
-DEFAULT_SOLVER = ("unipc", 12, "trailing")
+MAX_RECIPE_BYTES = 2**20
+
+Values = dict[str, Any]
 
 
-def export_run(
-    run: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    step: int | None = None,
-    network: nn.Module | None = None,
-    name: str | None = None,
-    model_version: str = "1",
-    licence: str = "unspecified",
-    options: Options | None = None,
-) -> Bundle:
-    """Export the averaged weights of a training run.
+@dataclass(frozen=True)
+class ModelText:
+    """What the bundle says of the model; None keeps what the source says."""
 
-    step: of which checkpoint, None for the newest. network: see `train.runs.load_run`. name: None keeps the run's.
-    Raises ParityError over budget, and then `out` is as it was.
+    name: str | None = None
+    version: str = "1"
+    licence: str = "unspecified"
+
+
+@dataclass(frozen=True)
+class DefaultPlan:
+    """The plan that samplers of the bundle use when they are told nothing; None keeps what the source says."""
+
+    solver: str | None = None
+    steps: int | None = None
+    spacing: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """A module that turns raw inputs into conditions, once per request.
+
+    path: `package.module:factory`. inputs: what it takes, by position: name, shape without the batch, dtype.
+    condition: the name of the model's condition that it computes.
     """
-    from ddpm_deploy.train.runs import load_run
 
-    found = load_run(run, step=step, network=network)
-    return export_module(
-        found.network,
-        out,
-        sample_shape=found.sample_shape,
-        schedule=found.schedule,
-        prediction=found.prediction,
-        variance=found.variance,
-        clip=found.clip,
-        output=found.output,
-        conditions=found.conditions,
-        defaults=found.defaults,
-        spec=found.spec,
-        name=name or found.name,
-        model_version=model_version,
-        licence=licence,
-        provenance=found.provenance,
-        options=options,
-    )
+    path: str
+    condition: str
+    inputs: tuple[Mapping[str, Any], ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def export_module(
-    module: nn.Module,
-    out: str | os.PathLike[str],
-    *,
-    sample_shape: Sequence[int],
-    schedule: NoiseSchedule,
-    output: OutputAffine,
-    prediction: str = "eps",
-    variance: str = "small",
-    clip: tuple[float, float] | None = None,
-    conditions: Sequence[Condition] = (),
-    example: Mapping[str, np.ndarray] | None = None,
-    defaults: Defaults | None = None,
-    spec: Mapping[str, Any] | None = None,
-    name: str = "model",
-    model_version: str = "1",
-    licence: str = "unspecified",
-    provenance: Mapping[str, Any] | None = None,
-    options: Options | None = None,
-) -> Bundle:
-    """Export any module with `forward(x (B, *S), t (B,), **conditions) -> (B, *S)`; the module is left as it is.
+@dataclass(frozen=True)
+class Recipe:
+    """An export. path: where the model is, see `sources.open_source`. source: what has to be said about it."""
 
-    spec: how `model.build_network` makes the module, so that the torch backend can run the bundle; None leaves the
-    torch file out. example: values of the conditions to check parity with, (7, ...) each, where the own guess (all
-    classes in turn, zeros, noise) would be no valid input. Other arguments as in `bundle.Manifest`.
-    Raises ParityError over budget, and then `out` is as it was.
-    """
-    solver, steps, spacing = DEFAULT_SOLVER
-    manifest = Manifest(
-        model=ModelInfo(name, model_version, licence, dict(provenance or {}) | {"exporter": _exporter()}),
-        sample_shape=tuple(sample_shape),
-        output=output,
-        prediction=prediction,
-        variance=variance,
-        schedule=schedule,
-        clip=clip,
-        conditions=tuple(conditions),
-        defaults=defaults or Defaults(solver, min(steps, schedule.T), spacing),
-        network=spec,
-        files=(),
-        reference=DataFile(REFERENCE_NAME),
-    )
-    check_target(out)
-    network = _frozen(module, conditions)
-    _check_spec(network, spec)
-    return _export(network, manifest, out, example, options or Options())
+    path: str | None = None
+    source: Settings = field(default_factory=Settings)
+    model: ModelText = field(default_factory=ModelText)
+    plan: DefaultPlan = field(default_factory=DefaultPlan)
+    export: Options = field(default_factory=Options)
+    encoder: EncoderSource | None = None
 
 
-def _export(
-    network: Denoiser,
-    manifest: Manifest,
-    out: str | os.PathLike[str],
-    example: Mapping[str, np.ndarray] | None,
-    options: Options,
-) -> Bundle:
-    timesteps = min(options.parity_timesteps or manifest.schedule.T, manifest.schedule.T)
-    conditions = _conditions(manifest, example)
-    with tqdm(total=timesteps + 3, desc="graph", disable=None if options.progress else True) as bar:
-        graph, file = _graph(network, manifest, conditions, options.opset)
-        bar.update()
-        bar.set_description("parity")
-        reference = torch_evaluate(network)
-        with _onnxruntime(graph, file) as candidate:
-            figures = compare(reference, candidate, manifest, conditions, timesteps, bar.update)
-        figures.require(options.max_relative_error, file.path)
-        bar.set_description("reference")
-        record = make_reference(reference, manifest, figures.kept, conditions)
-        bar.update()
-        bar.set_description("write")
-        bundle = _write(
-            network, manifest, out, graph, replace(file, parity=figures.as_parity()), write_reference(record)
-        )
-        bar.update()
-    return bundle
+def _strictly(cls: Any) -> Callable[[Values], Any]:
+    return lambda values: strict.from_dict(cls, values)
 
 
-def _frozen(module: nn.Module, conditions: Sequence[Condition]) -> Denoiser:
-    """A float32 copy on the CPU, in eval mode."""
-    network = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
-    return Denoiser(network, conditions).eval()
+SECTIONS: dict[str, Callable[[Values], Any]] = {
+    "source": Settings.from_mapping,
+    "model": _strictly(ModelText),
+    "plan": _strictly(DefaultPlan),
+    "export": _strictly(Options),
+    "encoder": _strictly(EncoderSource),
+}
 
 
-def _check_spec(network: Denoiser, spec: Mapping[str, Any] | None) -> None:
-    """Raise ValueError where the torch backend could not build the module from `spec`."""
-    if spec is None:
-        return
+def read_recipe(path: str | os.PathLike[str]) -> Values:
+    """The values of a TOML file, to be changed by flags before `make_recipe`; raises ValueError with the line."""
+    with open(path, "rb") as stream:
+        data = stream.read(MAX_RECIPE_BYTES + 1)
+    if len(data) > MAX_RECIPE_BYTES:
+        raise ValueError(f"{path}: is larger than {MAX_RECIPE_BYTES} bytes; it is no recipe")
     try:
-        build_network(spec).load_state_dict(network.network.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"spec: builds another network than the one given: {error}") from error
+        return tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no TOML: {error}") from None
 
 
-def _conditions(manifest: Manifest, example: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
-    """Values to steer with, `BATCHES[0]` of each condition, in the manifest's order."""
-    guessed = example_conditions(manifest.conditions, BATCHES[0])
-    given = dict(example or {})
-    if set(given) - set(guessed):
-        raise ValueError(f"example: got {sorted(given)}, expected only {sorted(guessed)}")
-    for condition in manifest.conditions:
-        array, shape = given.get(condition.name, guessed[condition.name]), (BATCHES[0], *condition.shape)
-        if array.shape != shape or array.dtype != condition.dtype:
-            raise ValueError(
-                f"example[{condition.name!r}]: got {array.dtype} {array.shape}, expected {condition.dtype} {shape}"
-            )
-    return guessed | given
+def set_value(values: Values, key: str, value: Any) -> None:
+    """Set `section.name` in the values of a recipe."""
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{key}: {section} is a value, expected a section; leave the rest of its name out")
+    values[name] = value
 
 
-def _graph(
-    network: Denoiser, manifest: Manifest, conditions: Mapping[str, np.ndarray], opset: int
-) -> tuple[onnx.ModelProto, ModelFile]:
-    inputs = input_specs(manifest.sample_shape, manifest.conditions)
-    output = output_spec(manifest.sample_shape, manifest.variance == "learned")
-    x = np.zeros((TRACE_BATCH, *manifest.sample_shape), np.float32)
-    feeds = {"x": x, "t": np.zeros(TRACE_BATCH, np.float32)}
-    feeds |= {name: array[:TRACE_BATCH] for name, array in conditions.items()}
-    graph = trace(network, feeds, opset)
-    check_graph(graph, inputs, output)
-    return graph, ModelFile(GRAPH_NAME, "denoiser", "fp32", "onnx", opset, inputs, (output,))
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`section.name=VALUE`, with a TOML value or a bare word."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not all(key.split(".")):
+        raise ValueError(f"--set: got {text!r}, expected SECTION.NAME=VALUE")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+    except (ValueError, RecursionError) as error:  # numbers and lists beyond all sense
+        raise ValueError(f"--set: {key}: is no TOML value: {error}") from None
 
 
-@contextmanager
-def _onnxruntime(graph: onnx.ModelProto, file: ModelFile) -> Iterator[Evaluate]:
-    with OnnxRuntimeBackend.from_bytes(graph.SerializeToString(), file.inputs, file.outputs) as backend:
-        yield lambda feeds: backend.run(feeds)[file.outputs[0].name]
+def make_recipe(values: Mapping[str, Any], name: str = "recipe") -> Recipe:
+    """Check the values of a recipe; ValueError names the section and key at fault. name: for messages."""
+    unknown = sorted(set(values) - {"path", *SECTIONS})
+    if unknown:
+        raise ValueError(f"{name}: got {unknown[0]!r}, expected some of path, {', '.join(SECTIONS)}")
+    if not isinstance(values.get("path", ""), str):
+        raise ValueError(f"{name}: path: got {values['path']!r}, expected a text")
+    sections = {key: _section(values[key], key, name) for key in SECTIONS if key in values}
+    return Recipe(path=values.get("path"), **sections)
 
 
-def _write(
-    network: Denoiser,
-    manifest: Manifest,
-    out: str | os.PathLike[str],
-    graph: onnx.ModelProto,
-    file: ModelFile,
-    reference: bytes,
-) -> Bundle:
-    contents = {file.path: serialise(graph, to_metadata(manifest, file)), REFERENCE_NAME: reference}
-    files = [file]
-    if manifest.network is not None:
-        weights = {name: tensor.contiguous().clone() for name, tensor in network.network.state_dict().items()}
-        contents[WEIGHTS_NAME] = safetensors.torch.save(weights)
-        files.append(replace(file, path=WEIGHTS_NAME, target="torch", opset=None, parity=None))
-    return write_bundle(out, replace(manifest, files=tuple(files)), contents)
+def effective(values: Mapping[str, Any]) -> Values:
+    """The values with every default that is not empty filled in, in the order of the sections."""
+    make_recipe(values)
+    full: Values = {"path": values["path"]} if "path" in values else {}
+    for key, cls in (("source", Settings), ("model", ModelText), ("plan", DefaultPlan), ("export", Options)):
+        defaults = {member.name: getattr(cls(), member.name) for member in fields(cls)}
+        full[key] = {n: v for n, v in {**defaults, **values.get(key, {})}.items() if v is not None and v != {}}
+    return full | ({"encoder": values["encoder"]} if "encoder" in values else {})
 
 
-def _exporter() -> dict[str, str]:
-    versions = {package: importlib.metadata.version(package) for package in ("torch", "onnx", "onnxscript")}
-    return {"ddpm-deploy": __version__} | versions
+def to_toml(values: Mapping[str, Any]) -> str:
+    """The text that `read_recipe` takes."""
+    import tomli_w
+
+    return tomli_w.dumps(_listed(values))
+
+
+def _section(values: Any, key: str, name: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{name}: {key}: got {values!r}, expected a section")
+    try:
+        return SECTIONS[key](values)
+    except ValueError as error:
+        _, _, message = str(error).rpartition(f"{key.title()}: ")
+        for cls in (ModelText, DefaultPlan, Options, EncoderSource):
+            message = message.removeprefix(f"{cls.__name__}: ")
+        raise ValueError(f"{name}: {key}.{message}") from None
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value

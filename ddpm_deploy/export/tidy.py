@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -23,7 +26,7 @@ def fix_reshapes(model: onnx.ModelProto) -> None:
                 name = f"{node.output[0]}_target"
                 graph.initializer.append(numpy_helper.from_array(np.array(target, np.int64), name))
                 node.input[1] = name
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
 def _is_whole_shape(node: onnx.NodeProto) -> bool:
@@ -39,20 +42,19 @@ def _target(value: onnx.ValueInfoProto) -> list[int] | None:
     return target if target.count(-1) <= 1 else None
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
+def drop_unused(graph: onnx.GraphProto) -> None:
     """Remove nodes, weights and type notes that no output depends on."""
     used = {output.name for output in graph.output}
-    nodes = []
     for node in reversed(graph.node):  # nodes are sorted: a consumer comes after its producers
         if used.intersection(node.output):
-            nodes.append(node)
             used.update(node.input)
-    _keep(graph.node, list(reversed(nodes)))
-    _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in used])
-    _keep(graph.value_info, [value for value in graph.value_info if value.name in used])
+    _keep(graph.node, lambda node: used.intersection(node.output))
+    _keep(graph.initializer, lambda tensor: tensor.name in used)
+    _keep(graph.value_info, lambda value: value.name in used)
 
 
-def _keep(field, kept) -> None:  # type: ignore[no-untyped-def]
-    copies = list(kept)
-    del field[:]
-    field.extend(copies)
+def _keep(field: Any, wanted: Callable[[Any], object]) -> None:
+    """Remove the other messages where they are: putting some into a field copies them, and weights may be large."""
+    for i in reversed(range(len(field))):
+        if not wanted(field[i]):
+            del field[i]

@@ -9,13 +9,18 @@ from ddpm_deploy.model.unet_config import UNetConfig
 
 if TYPE_CHECKING:
     from ddpm_deploy.model.networks import NETWORKS, build_network
+    from ddpm_deploy.model.policy import EncoderConfig, ObservationEncoder, PolicyConfig, PolicyNet
     from ddpm_deploy.model.small import PointConfig, PointNet, SignalConfig, SignalNet
     from ddpm_deploy.model.unet import UNet
 
 __all__ = [
     "NETWORKS",
+    "EncoderConfig",
+    "ObservationEncoder",
     "PointConfig",
     "PointNet",
+    "PolicyConfig",
+    "PolicyNet",
     "SignalConfig",
     "SignalNet",
     "UNet",
@@ -25,8 +30,12 @@ __all__ = [
 
 MODULES = {
     "NETWORKS": "networks",
+    "EncoderConfig": "policy",
+    "ObservationEncoder": "policy",
     "PointConfig": "small",
     "PointNet": "small",
+    "PolicyConfig": "policy",
+    "PolicyNet": "policy",
     "SignalConfig": "small",
     "SignalNet": "small",
     "UNet": "unet",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,36 +50,40 @@ IGNORED = ("sample_size", "num_train_timesteps")  # of no effect in a model with
 def read_config(config: Mapping[str, Any]) -> UNetConfig:
     """Translate the `config.json` of a diffusers `UNet2DModel`; what cannot be represented is refused.
 
-    A missing `attention_head_dim` means one head, as it did when such files were written.
+    A missing `attention_head_dim` means one head, as it did when such files were written. Raises ValueError that names
+    the option.
     """
     for name, value in config.items():
         if name in REQUIRED and value not in REQUIRED[name]:
             raise ValueError(f"{name}: got {value!r}, expected {REQUIRED[name][0]!r}; this U-Net has no other form")
         if name not in REQUIRED and name not in READ and name not in IGNORED and not name.startswith("_"):
             raise ValueError(f"{name}: got an option that UNet2DModel is not known to have")
-    channels = tuple(config["block_out_channels"])
-    return UNetConfig(
-        in_channels=config.get("in_channels", 3),
-        out_channels=config.get("out_channels", 3),
-        block_out_channels=channels,
-        layers_per_block=config.get("layers_per_block", 2),
-        down_attention=_attention(config["down_block_types"]),
-        up_attention=_attention(config["up_block_types"]),
-        middle_attention=config.get("add_attention", True),
-        attention_head_dim=config.get("attention_head_dim"),
-        dropout=config.get("dropout", 0.0),
-        norm_groups=config.get("norm_num_groups", 32),
-        norm_eps=config.get("norm_eps", 1e-5),
-        flip_sin_to_cos=config.get("flip_sin_to_cos", True),
-        freq_shift=config.get("freq_shift", 0),
-        downsample_padding=config.get("downsample_padding", 1),
-        num_classes=config.get("num_class_embeds"),
-    )
+    for name in ("block_out_channels", "down_block_types", "up_block_types"):
+        if not isinstance(config.get(name), list | tuple):
+            raise ValueError(f"{name}: got {config.get(name)!r}, expected one value for each level")
+    members = {
+        "in_channels": config.get("in_channels", 3),
+        "out_channels": config.get("out_channels", 3),
+        "block_out_channels": list(config["block_out_channels"]),
+        "layers_per_block": config.get("layers_per_block", 2),
+        "down_attention": _attention(config["down_block_types"]),
+        "up_attention": _attention(config["up_block_types"]),
+        "middle_attention": config.get("add_attention", True),
+        "attention_head_dim": config.get("attention_head_dim"),
+        "dropout": config.get("dropout", 0.0),
+        "norm_groups": config.get("norm_num_groups", 32),
+        "norm_eps": config.get("norm_eps", 1e-5),
+        "flip_sin_to_cos": config.get("flip_sin_to_cos", True),
+        "freq_shift": config.get("freq_shift", 0),
+        "downsample_padding": config.get("downsample_padding", 1),
+        "num_classes": config.get("num_class_embeds"),
+    }
+    return UNetConfig.from_dict(members)
 
 
-def _attention(block_types: list[str]) -> tuple[bool, ...]:
+def _attention(block_types: Sequence[str]) -> tuple[bool, ...]:
     for name in block_types:
-        if name not in ATTENDS:
+        if not isinstance(name, str) or name not in ATTENDS:
             raise ValueError(f"block type: got {name!r}, expected one of {', '.join(ATTENDS)}")
     return tuple(ATTENDS[name] for name in block_types)
 

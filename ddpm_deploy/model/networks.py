@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from ddpm_deploy.model.policy import PolicyNet
 from ddpm_deploy.model.small import PointNet, SignalNet
 from ddpm_deploy.model.unet import UNet
 
-NETWORKS: dict[str, Any] = {"unet": UNet, "mlp": PointNet, "conv1d": SignalNet}
+NETWORKS: dict[str, Any] = {"unet": UNet, "mlp": PointNet, "conv1d": SignalNet, "policy": PolicyNet}
 
 
 def build_network(spec: Mapping[str, Any]) -> nn.Module:

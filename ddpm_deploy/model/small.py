@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddpm_deploy.model import config as strict
+from ddpm_deploy import strict
 from ddpm_deploy.model.embedding import TimeEmbedding
+
+MAX_LAYERS = 64
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class PointConfig:
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        strict.require_counts(self, "dim", "hidden", "layers")
+        strict.require_counts(self, "dim", "hidden")
+        strict.require_counts(self, "layers", most=MAX_LAYERS)
         _require_even(self.hidden)
 
 
@@ -38,7 +41,8 @@ class SignalConfig:
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        strict.require_counts(self, "channels", "hidden", "layers", "kernel_size")
+        strict.require_counts(self, "channels", "hidden", "kernel_size")
+        strict.require_counts(self, "layers", most=MAX_LAYERS)
         _require_even(self.hidden)
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: got {self.kernel_size}, expected an odd number")

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_deploy.model import config as strict
+from ddpm_deploy import strict
+
+MAX_LEVELS = 16
+MAX_LAYERS = 64
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,14 @@ class UNetConfig:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        strict.require_counts(self, "in_channels", "block_out_channels", "layers_per_block", "norm_groups")
+        strict.require_counts(self, "in_channels", "block_out_channels", "norm_groups")
+        strict.require_counts(self, "layers_per_block", most=MAX_LAYERS)
         for name in ("out_channels", "attention_head_dim", "num_classes"):
             if getattr(self, name) is not None:
                 strict.require_counts(self, name)
         levels = len(self.block_out_channels)
-        if not levels:
-            raise ValueError("block_out_channels: got none, expected one number per level")
+        if not 1 <= levels <= MAX_LEVELS:
+            raise ValueError(f"block_out_channels: got {levels}, expected one number per level, 1 to {MAX_LEVELS}")
         for name in ("down_attention", "up_attention"):
             flags = getattr(self, name) or (False,) * levels
             if len(flags) != levels or not all(isinstance(flag, bool) for flag in flags):

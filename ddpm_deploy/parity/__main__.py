@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json as json_module
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from typing import Any
 
 from ddpm_deploy.backends import BACKENDS, Backend, available_backends, open_backend
 from ddpm_deploy.bundle import Bundle, default_bundle, read_bundle
-from ddpm_deploy.cli import make_parser, run_command
+from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path
 from ddpm_deploy.job import checked_count, example_conditions
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.parity import report
@@ -27,6 +28,7 @@ OVER_BUDGET = 1
 REFERENCE = "torch"
 SAMPLES = 4
 SEED = 0
+WRITTEN = ("parity.json", "parity.png")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,9 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help=f"seed of the noise; default: {SEED}")
     add("--device", default="cpu", help="such as cpu or cuda:0")
     add("--threads", type=int, help="threads of one call; default: every CPU that the process may use")
-    add("--max-step-error", type=float, help="budget of the relative error of one step; default: by precision")
-    add("--max-final-error", type=float, help="budget of the final max-abs error; default: by precision")
-    add("--out", type=Path, metavar="DIR", help="also write parity.json and parity.png there")
+    add("--max-step-error", type=_bound, help="budget of the relative error of one step; default: by precision")
+    add("--max-final-error", type=_bound, help="budget of the final max-abs error; default: by precision")
+    add("--out", type=some_path, metavar="DIR", help="also write parity.json and parity.png there")
     add("--json", action="store_true", help="print everything measured as JSON")
     return parser
 
@@ -70,6 +72,8 @@ def run(
 ) -> int:
     """Measure and report; see `build_parser` for the arguments."""
     read = read_bundle(bundle or default_bundle())
+    for file in [] if out is None else [out / name for name in WRITTEN]:
+        require_writable(file)
     wanted = _candidates(backends)
     budgets = {_label(*pair): _budget(pair[1], max_step_error, max_final_error) for pair in wanted}
     with ExitStack() as stack:
@@ -131,11 +135,11 @@ def _publish(
     data = report.to_dict(results, budgets, about)
     print(json_module.dumps(data) if json else f"{title}\n\n{report.table(results, budgets)}")
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "parity.json").write_text(json_module.dumps(data, indent=1))
-        report.plot(results, budgets, out / "parity.png", title)
+        figures, plot = (out / name for name in WRITTEN)
+        figures.write_text(json_module.dumps(data, indent=1))
+        report.plot(results, budgets, plot, title)
         if not json:
-            print(f"\nwritten: {out / 'parity.json'}, {out / 'parity.png'}")
+            print(f"\nwritten: {figures}, {plot}")
     return OVER_BUDGET if any(budgets[result.name].failures(result) for result in results) else 0
 
 
@@ -171,6 +175,13 @@ def _budget(precision: str, step: float | None, final: float | None) -> Budget:
         default.final_max_abs if final is None else final,
         default.final_psnr_db,
     )
+
+
+def _bound(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a positive number")
+    return value
 
 
 def _label(name: str, precision: str) -> str:

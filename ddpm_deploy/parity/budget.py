@@ -1,9 +1,20 @@
 """How much a precision may differ from float32, and why.
 
 fp32: two correct float32 programs differ only by the order of their sums, about 1e-6 a step; 1e-5 leaves room for
-deep networks, and 1e-4 after a whole chain is a hundredth of one grey level of 255. bf16 keeps 8 bits: its error is
-judged on the final samples, where 30 dB is the usual bound of what is called visually close; a relative error of the
-predicted noise would be misleading, because near t = 0 that noise is small.
+deep networks, and 1e-4 after a whole chain is a hundredth of one grey level of 255.
+
+The others are judged in picture units: by the final samples, and by the next state of each step, over the width of
+the picture's range (`next_state`). A relative error of the predicted noise would be misleading, because near t = 0
+that noise is small. Rounding a picture to 8 bits has an RMS error of 1/(255 sqrt(12)), a thousandth.
+
+fp16 keeps 11 bits of a number. A step may be wrong by that thousandth, which no 8-bit picture shows; two grey levels
+at the worst pixel; samples of 40 dB, where the two cannot be told apart side by side.
+bf16 keeps 8 bits, so its rounding is 8 times as coarse and its steps may be: two grey levels, sixteen at the worst
+pixel; samples of 30 dB, the usual bound of what is called visually close.
+int8 keeps 8 bits over the whole range of a tensor at all timesteps, so that small numbers have fewer: twice the steps
+of bf16; samples of 25 dB, the same picture with other details.
+
+A defect is no close call: a wrong cast, an overflow or saturating int8 sums are over these bounds by several times.
 """
 
 from __future__ import annotations
@@ -17,11 +28,19 @@ from ddpm_deploy.parity.measure import Comparison
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper bounds of what `Comparison` measures (a lower one for the PSNR); None is not judged."""
+    """Upper bounds of what is measured (a lower one for the PSNR); None is not judged.
+
+    next_state_rms, next_state_max: fractions of the picture's range, judged where steps have the length of the model's
+    own plans, see `next_state`. bits_excess: by what part of it the variational bound in bits/dim may be above the
+    reference's, see `bound`. `failures` leaves out these three, as a `Comparison` may be of any plan.
+    """
 
     prediction_relative_l2: float | None = None
     final_max_abs: float | None = None
     final_psnr_db: float | None = None
+    next_state_rms: float | None = None
+    next_state_max: float | None = None
+    bits_excess: float | None = None
 
     def failures(self, measured: Comparison) -> list[str]:
         """What is over budget, in words; empty when all is well."""
@@ -40,8 +59,10 @@ class Budget:
 
 
 BUDGETS = {
-    "fp32": Budget(prediction_relative_l2=1e-5, final_max_abs=1e-4),
-    "bf16": Budget(final_psnr_db=30.0),
+    "fp32": Budget(prediction_relative_l2=1e-5, final_max_abs=1e-4, bits_excess=1e-4),
+    "bf16": Budget(final_psnr_db=30.0, next_state_rms=8e-3, next_state_max=1 / 16, bits_excess=1e-2),
+    "fp16": Budget(final_psnr_db=40.0, next_state_rms=1e-3, next_state_max=1 / 128, bits_excess=5e-3),
+    "int8": Budget(final_psnr_db=25.0, next_state_rms=1.6e-2, next_state_max=1 / 8, bits_excess=5e-2),
 }
 
 

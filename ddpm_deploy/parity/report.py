@@ -51,14 +51,8 @@ def to_dict(results: Sequence[Comparison], budgets: Mapping[str, Budget], about:
 
 def plot(results: Sequence[Comparison], budgets: Mapping[str, Budget], path: Path, title: str) -> None:
     """Teacher-forced error and free-running drift by row, both on log axes. Needs matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("plot: matplotlib is not installed; pip install 'ddpm-deploy[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    plots = pyplot()
+    figure, (left, right) = plots.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for result in results:
         rows = np.arange(1, len(result.t) + 1)
         left.semilogy(rows, _visible(result.prediction_relative_l2), lw=1.4, label=result.name)
@@ -72,7 +66,19 @@ def plot(results: Sequence[Comparison], budgets: Mapping[str, Budget], path: Pat
         axes.legend(frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    plots.close(figure)
+
+
+def pyplot() -> Any:
+    """matplotlib's plotting module, drawing into files only; ValueError where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("plot: matplotlib is not installed; pip install 'ddpm-deploy[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def _row(result: Comparison, budget: Budget) -> tuple[str, ...]:

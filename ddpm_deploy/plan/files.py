@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 PLAN_FORMAT = "ddpm-deploy plan"
 PLAN_VERSION = 1
+MAX_BYTES = 2**26
 FIELDS = ("solver", "state", "t", "predict", "clip", "update", "log_variance")
 
 
@@ -51,15 +53,32 @@ def save(plan: Plan, path: Path) -> None:
 def load_fields(path: Path) -> dict[str, Any]:
     """What `save` wrote; never unpickles."""
     if _ending(path) == ".json":
-        return fields_from_json(path.read_bytes())
-    content = io.BytesIO(path.read_bytes())
+        return fields_from_json(_read(path))
+    content = io.BytesIO(_read(path))
     try:
+        _check_size(content)
         with np.load(content, allow_pickle=False) as file:
             tables = {name: file[name] for name in file.files}
         head = json.loads(str(tables.pop("head", "{}")))
     except Exception as error:  # a damaged archive raises half a dozen kinds, OSError among them
         raise ValueError(f"{path}: not a plan file ({error}); save it again") from None
     return _fields({"log_variance": None} | head | tables if isinstance(head, dict) else head)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{path}: got more than {MAX_BYTES} bytes; it is no plan file")
+    return data
+
+
+def _check_size(content: io.BytesIO) -> None:
+    """Refuse an archive that would unpack to more than it should, before anything is unpacked."""
+    with zipfile.ZipFile(content) as archive:
+        total = sum(member.file_size for member in archive.infolist())
+    if total > MAX_BYTES:
+        raise ValueError(f"unpacks to {total} bytes, expected at most {MAX_BYTES}")
 
 
 def _head(plan: Plan) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ddpm_deploy.cli import make_parser, run_command
+from ddpm_deploy.backends.base import check_threads
+from ddpm_deploy.cli import make_parser, run_command, some_path
 from ddpm_deploy.schedule import PREDICTIONS
 from ddpm_deploy.train.config import LR_SCHEDULES, MIXED_PRECISIONS, OPTIMIZERS, TrainConfig
 from ddpm_deploy.train.presets import PRESETS, SCHEDULES
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options; those that a preset fills have no default of their own."""
     parser = make_parser("train", "Train a noise predictor. What is not given comes from the preset.")
     kinds = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
-    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("--out", required=True, type=some_path, metavar="RUN", help="folder of the run")
     _option(parser, "--preset", choices=PRESETS, help=f"{kinds} (default: {DEFAULT_PRESET}; not with --resume)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
     group = parser.add_argument_group("what to train (not with --resume)")
@@ -112,8 +113,7 @@ def run(
     if resume and preset is not None:
         raise ValueError("preset: a run that is resumed has its settings already; leave --preset out")
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads: got {threads}, expected at least 1")
+        check_threads(threads)
         torch.set_num_threads(threads)
     start = PRESETS[preset or DEFAULT_PRESET]
     network, data, description = resumed_run(out, given) if resume else new_run(out, start, given)

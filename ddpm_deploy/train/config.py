@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_deploy.model import config as strict
+from ddpm_deploy import strict
 
 OPTIMIZERS = ("adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine")
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
+MAX_BATCH = 2**16
+MAX_WORKERS = 256
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         strict.require_counts(self, "steps", "batch_size", "checkpoint_every", "keep", "log_every", "sample_count")
         strict.require_counts(self, "sample_steps")
+        for name, most in {"batch_size": MAX_BATCH, "sample_count": MAX_BATCH, "workers": MAX_WORKERS}.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at most {most}")
         for name in ("weight_decay", "warmup_steps", "sample_every", "workers", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")

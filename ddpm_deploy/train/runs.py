@@ -15,8 +15,8 @@ from ddpm_deploy import __version__
 from ddpm_deploy.bundle import VARIANCES, Condition, Defaults, OutputAffine
 from ddpm_deploy.errors import TrainingError
 from ddpm_deploy.model import build_network
-from ddpm_deploy.model.config import from_dict, require_counts
 from ddpm_deploy.schedule import PREDICTIONS, NoiseSchedule
+from ddpm_deploy.strict import from_dict, require_counts
 from ddpm_deploy.train.checkpoint import find_checkpoint, read_state, read_tensors, write_file
 from ddpm_deploy.train.config import TrainConfig
 

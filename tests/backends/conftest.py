@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 
 from ddpm_deploy.backends import Backend, available_backends, open_backend
+from ddpm_deploy.backends.tensorrt import Adapter, open_adapter
+from ddpm_deploy.backends.tensorrt.adapter import MODULES
 from ddpm_deploy.bundle import Bundle, read_bundle
+from ddpm_deploy.errors import BackendUnavailable
 
 Feeds = dict[str, np.ndarray]
 
@@ -58,9 +61,10 @@ CASES = [
 ]
 
 
+KNOWN = [*(case.name for case in CASES), *MODULES, "node"]  # MODULES build engines, node runs sampler files
 REQUIRED = set(filter(None, os.environ.get("DDPM_TEST_BACKENDS", "").split(",")))
-if unknown := REQUIRED - {case.name for case in CASES}:
-    raise pytest.UsageError(f"DDPM_TEST_BACKENDS: got {unknown}, expected some of {[case.name for case in CASES]}")
+if unknown := REQUIRED.difference(KNOWN):
+    raise pytest.UsageError(f"DDPM_TEST_BACKENDS: got {unknown}, expected some of {KNOWN}")
 
 
 def require(case: Case) -> None:
@@ -111,6 +115,17 @@ def reference(bundle: Bundle) -> Iterator[Backend]:
     require(Case("torch"))
     with open_backend("torch", bundle) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Adapter:
+    """TensorRT-RTX, which builds engines on machines without a GPU too."""
+    try:
+        return open_adapter("tensorrt-rtx")
+    except BackendUnavailable as error:
+        if "tensorrt-rtx" in REQUIRED:
+            pytest.fail(f"DDPM_TEST_BACKENDS requires tensorrt-rtx: {error}")
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_unknown_backend_is_refused_with_the_choices(bundle: Bundle) -> None:
 
 
 def test_zero_threads_are_refused(bundle: Bundle) -> None:
-    with pytest.raises(ValueError, match="threads: got 0, expected 1 or more"):
+    with pytest.raises(ValueError, match="threads: got 0, expected 1 to 1024"):
         open_backend("onnxruntime", bundle, threads=0)
 
 

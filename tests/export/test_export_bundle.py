@@ -17,7 +17,8 @@ from ddpm_deploy.bundle import read_bundle, read_onnx_manifest
 from ddpm_deploy.export import export_module
 from ddpm_deploy.reference import read_reference
 
-GRAPH, WEIGHTS = "denoiser.fp32.onnx", "denoiser.fp32.torch.safetensors"
+GRAPH, SAMPLER = "denoiser.fp32.onnx", "sampler.fp32.onnxruntime-cpu.onnx"
+WEIGHTS = "denoiser.fp32.torch.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,12 @@ def feeds(batch: int) -> dict[str, np.ndarray]:
 
 def test_bundle_holds_graph_weights_and_reference(exported: Path) -> None:
     manifest = read_bundle(exported).manifest
-    assert sorted(path.name for path in exported.iterdir()) == sorted(["bundle.json", GRAPH, WEIGHTS, "reference.npz"])
+    assert sorted(path.name for path in exported.iterdir()) == sorted(
+        ["bundle.json", GRAPH, SAMPLER, WEIGHTS, "reference.npz"]
+    )
     assert [(f.path, f.role, f.precision, f.target, f.opset) for f in manifest.files] == [
         (GRAPH, "denoiser", "fp32", "onnx", 18),
+        (SAMPLER, "sampler", "fp32", "onnxruntime-cpu", 18),
         (WEIGHTS, "denoiser", "fp32", "torch", None),
     ]
     assert (manifest.model.name, manifest.model.licence, manifest.variance) == ("labelled", "Apache-2.0", "small")
@@ -55,7 +59,7 @@ def test_parity_at_export_is_recorded_and_within_budget(exported: Path) -> None:
     parity = read_bundle(exported).manifest.files[0].parity
     assert parity is not None
     assert 0 < parity["relative_l2"] < 1e-5
-    assert parity["timesteps"] == 40
+    assert parity["timesteps"] == 12 + 40
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 7, 33])
@@ -120,7 +124,7 @@ def test_reference_is_reproduced_without_torch(exported: Path, session: Any) -> 
     bundle = read_bundle(exported)
     assert bundle.manifest.reference is not None
     reference = read_reference(bundle.open_bytes(bundle.manifest.reference))
-    assert (reference.t.max(), reference.t.min(), len(reference.t)) == (39, 0, 8)
+    assert (reference.t.max(), reference.t.min(), len(reference.t)) == (39, 0, 12)
     (got,) = session.run(None, {"x": reference.x, "t": reference.t, **reference.conditions})
     assert np.linalg.norm(got - reference.prediction) <= 1e-5 * np.linalg.norm(reference.prediction)
 
@@ -134,7 +138,7 @@ def test_same_network_gives_the_same_bundle(
     exported: Path, labelled: Any, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     again = export_module(labelled, tmp_path / "b", spec=labelled.spec(), **settings)
-    for file in ("denoiser.fp32.onnx", "reference.npz", WEIGHTS, "bundle.json"):
+    for file in (GRAPH, SAMPLER, "reference.npz", WEIGHTS, "bundle.json"):
         assert (tmp_path / "b" / file).read_bytes() == (exported / file).read_bytes(), file
     assert again.digest == read_bundle(exported).digest
 

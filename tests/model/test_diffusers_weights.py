@@ -129,6 +129,11 @@ def test_a_missing_head_size_means_one_head() -> None:
         ("class_embed_type", "timestep"),
         ("center_input_sample", True),
         ("surprise", 1),
+        ("block_out_channels", None),
+        ("block_out_channels", "wide"),
+        ("up_block_types", 4),
+        ("dropout", "much"),
+        ("freq_shift", [1]),
     ],
 )
 def test_what_the_network_cannot_do_is_refused_by_name(name: str, value: object) -> None:

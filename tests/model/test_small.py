@@ -12,6 +12,7 @@ from ddpm_deploy.model import NETWORKS, build_network
 SPECS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "mlp": ({"dim": 2, "hidden": 16, "layers": 2}, (2,)),
     "conv1d": ({"channels": 3, "hidden": 16, "layers": 2}, (3, 13)),
+    "policy": ({"action_dim": 2, "channels": [8, 16], "time_channels": 8, "norm_groups": 4}, (2, 8)),
     "unet": ({"in_channels": 1, "block_out_channels": [8], "norm_groups": 4}, (1, 8, 8)),
 }
 

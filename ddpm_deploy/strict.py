@@ -1,4 +1,4 @@
-"""Strict reading of network configurations from plain JSON values."""
+"""Strict reading of configurations (networks, recipes) from plain JSON or TOML values."""
 
 from __future__ import annotations
 
@@ -50,10 +50,15 @@ def _fits(value: object, kind: Any) -> bool:
     return kind is Any or isinstance(value, get_origin(kind) or kind)
 
 
-def require_counts(config: object, *names: str) -> None:
-    """Refuse any of these fields that is not a whole number of at least 1, or a tuple of such numbers."""
+def require_counts(config: object, *names: str, most: int | None = None) -> None:
+    """Refuse any of these fields that is not a whole number of at least 1, or a tuple of such numbers.
+
+    most: the greatest that such a number may be.
+    """
     for name in names:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise ValueError(f"{name}: got {value!r}, expected whole numbers, at least 1")
+            if most is not None and number > most:
+                raise ValueError(f"{name}: got {value!r}, expected at most {most}")

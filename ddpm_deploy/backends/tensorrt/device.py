@@ -1,0 +1,60 @@
+"""The NVIDIA GPU of this machine, asked through its driver's own library."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
+NAME_BYTES = 256
+MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """compute_capability: such as "9.0". driver: the version of the driver, or of the CUDA that it serves."""
+
+    name: str
+    compute_capability: str
+    driver: str
+
+
+def find_gpu() -> Gpu | None:
+    """The first GPU that this process may use, or None."""
+    try:
+        cuda = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return None
+    return query(cuda)
+
+
+def query(cuda: Any) -> Gpu | None:
+    """The first GPU according to an open driver library, or None where it has none."""
+    device, major, minor, version = (ctypes.c_int() for _ in range(4))
+    name = ctypes.create_string_buffer(NAME_BYTES)
+    failed = (
+        cuda.cuInit(0)
+        or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceGetName(name, NAME_BYTES, device)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, device)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, device)
+        or cuda.cuDriverGetVersion(ctypes.byref(version))
+    )
+    if failed:
+        return None
+    driver = _kernel_driver() or f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", driver)
+
+
+def _kernel_driver() -> str | None:
+    try:
+        text = DRIVER_FILE.read_text()
+    except OSError:
+        return None
+    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)\s", text)
+    return found[1] if found else None

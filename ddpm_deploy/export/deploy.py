@@ -1,0 +1,56 @@
+"""What follows a bundle where a target asks for it: TensorRT engines of its graphs, a Triton model repository."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ddpm_deploy.bundle import Bundle, ModelFile
+from ddpm_deploy.bundle.manifest import PORTABLE
+from ddpm_deploy.errors import BackendUnavailable
+from ddpm_deploy.export.options import Options
+from ddpm_deploy.export.targets import ENGINE_TARGETS, TRITON
+
+SERVED = (PORTABLE, "onnxruntime-cpu")
+MAX_NAME = 100  # so that the folder's name, with role and precision, is one that Triton's writer takes
+
+
+def deploy(bundle: Bundle, options: Options, triton_out: Path) -> Iterator[str]:
+    """Build and write what the targets ask for; yields a line about each thing, also about what cannot be had here."""
+    for runtime in ENGINE_TARGETS:
+        if runtime in options.targets:
+            yield from _engines(bundle, options, runtime)
+    if TRITON in options.targets:
+        yield from _repository(bundle, triton_out)
+
+
+def _engines(bundle: Bundle, options: Options, runtime: str) -> Iterator[str]:
+    from ddpm_deploy.backends.tensorrt import BuildSettings, EngineCache
+    from ddpm_deploy.build import Job, graph_files
+
+    try:
+        job = Job(runtime, bundle, EngineCache(None), BuildSettings(batches=tuple(sorted(set(options.batches)))))
+        built = job.build_all(graph_files(bundle, (), ()), force=False, wait_s=None, quiet=not options.progress)
+    except BackendUnavailable as error:
+        yield f"no engines were built: {error}"
+        yield f"on the target machine: python -m ddpm_deploy.build BUNDLE --target {runtime}"
+        return
+    for result in built:
+        yield f"{runtime} engine {result['role']} {result['precision']}: {result['state']}, {result['path']}"
+
+
+def _repository(bundle: Bundle, out: Path) -> Iterator[str]:
+    from ddpm_deploy.export.triton import write_model_repository
+
+    for file in bundle.manifest.files:
+        if file.target in SERVED and file.role != "encoder":
+            folder = write_model_repository(
+                bundle, out, graph=file.role, precision=file.precision, target=file.target, name=_name(bundle, file)
+            )
+            yield f"Triton model: {folder}"
+
+
+def _name(bundle: Bundle, file: ModelFile) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_]+", "_", bundle.manifest.model.name)[:MAX_NAME]
+    return f"{plain}_{file.role}_{file.precision}"
