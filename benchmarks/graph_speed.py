@@ -31,7 +31,7 @@ from onnx import helper
 from ddpm_deploy.export.fold import fold_attention
 from ddpm_deploy.export.graph import Denoiser, trace
 from ddpm_deploy.export.quantise import quantise
-from ddpm_deploy.export.simplify import merge_projections, scale_by_batch_norm, upsample_by_transposed_conv
+from ddpm_deploy.export.simplify import merge_projections, scale_by_batch_norm, upsample_by_phases
 from ddpm_deploy.model import UNet, UNetConfig
 from ddpm_deploy.model.diffusers_weights import read_weights
 
@@ -93,9 +93,8 @@ def variants(feeds: Mapping[str, np.ndarray]) -> Graphs:
     graphs["+ time projections in one product"] = copy(current)
     scale_by_batch_norm(current.graph)
     graphs["+ scale and shift in one pass"] = copy(current)
-    upsample = copy(current)
-    upsample_by_transposed_conv(upsample.graph)
-    graphs["+ transposed convolution (fp32 as exported)"] = upsample
+    upsample_by_phases(current.graph)
+    graphs["+ upsampling in phases (fp32 as exported)"] = current
     graphs["int8 as exported"] = quantise(current, calibration(), symmetric=False)
     return graphs
 
@@ -216,10 +215,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     graphs = variants(feeds_of(2))
     sessions = {name: open_session(model, args.threads) for name, model in graphs.items()}
     work, peak = gflop(graphs["our U-Net: opset 18, no shape arithmetic"]), peak_gflops(args.threads)
-    print(
-        f"ONNX Runtime {onnxruntime.__version__}, {args.threads} threads; {work:.1f} GFLOP a picture before any change, "
-    )
-    print(f"matrix-product peak {peak:.0f} GFLOP/s; load average {os.getloadavg()[0]:.1f}\n")
+    print(f"ONNX Runtime {onnxruntime.__version__}, {args.threads} threads, load average {os.getloadavg()[0]:.1f};")
+    print(f"{work:.1f} GFLOP a picture before any change, matrix-product peak {peak:.0f} GFLOP/s\n")
     raw = {}
     for batch in args.batches:
         feeds = feeds_of(batch)

@@ -73,10 +73,11 @@ class Sampler:
             opened = open_backend(backend, bundle, precision=precision, device=device, threads=threads)
             stack.enter_context(opened)
             encoder = open_encoder(bundle, backend=backend, device=device, threads=threads)
+            sampler = cls(opened, bundle.manifest, encoder)
+            stack.callback(sampler.close)
+            if warmup:
+                sampler.warmup()
             stack.pop_all()
-        sampler = cls(opened, bundle.manifest, encoder)
-        if warmup:
-            sampler.warmup()
         return sampler
 
     # -- sampling -------------------------------------------------------------------------------------------------

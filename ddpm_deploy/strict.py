@@ -13,24 +13,25 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
-def from_dict(cls: type[Config], data: Mapping[str, Any]) -> Config:
+def from_dict(cls: type[Config], data: Mapping[str, Any], where: str | None = None) -> Config:
     """Build the dataclass `cls` from JSON values; lists become tuples.
 
-    Unknown and missing keys and values of another type than the annotated one raise ValueError; of the types there may
-    be `tuple[X, ...]`, `X | None`, mappings and plain ones.
+    where: for messages, None is the class. Unknown and missing keys and values of another type than the annotated one
+    raise ValueError; of the types there may be `tuple[X, ...]`, `X | None`, mappings and plain ones.
     """
+    where = where or cls.__name__
     known = {field.name: field for field in fields(cls)}
     unknown = sorted(set(data) - set(known))
     if unknown:
-        raise ValueError(f"{cls.__name__}: got unknown key {unknown[0]!r}, expected some of {', '.join(known)}")
+        raise ValueError(f"{where}: got unknown key {unknown[0]!r}, expected some of {', '.join(known)}")
     missing = [n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING]
     if missing:
-        raise ValueError(f"{cls.__name__}: {missing[0]!r} is missing")
+        raise ValueError(f"{where}: {missing[0]!r} is missing")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     kinds = get_type_hints(cls)
     for name, value in values.items():
         if not _fits(value, kinds[name]):
-            raise ValueError(f"{cls.__name__}: {name}: got {value!r}, expected {known[name].type}")
+            raise ValueError(f"{where}: {name}: got {value!r}, expected {known[name].type}")
     return cls(**values)
 
 

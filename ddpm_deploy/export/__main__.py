@@ -13,11 +13,14 @@ from ddpm_deploy.cli import require_writable, run_command
 from ddpm_deploy.errors import ParityError
 from ddpm_deploy.export import recipe as recipes
 from ddpm_deploy.export.flags import build_parser, recipe_values
+from ddpm_deploy.export.targets import TRITON
+from ddpm_deploy.parity.report import pyplot
 
 if TYPE_CHECKING:
     from ddpm_deploy.export.pipeline import Exported
 
 OVER_BUDGET = 1
+SHOWN_LAYERS = 8  # --json has all
 
 
 def run(**given: Any) -> int:
@@ -34,6 +37,9 @@ def run(**given: Any) -> int:
     recipe = replace(recipe, export=replace(recipe.export, progress=not given.get("quiet", False)))
     if "plot" in given:
         require_writable(given["plot"])
+        pyplot()
+    if "triton_out" in given and TRITON not in recipe.export.targets:
+        raise ValueError("--triton-out: of no use without --target triton")
     whole = given["out"].resolve()  # while it is there: the working directory may be the bundle that is replaced
     triton_out = given.get("triton_out", whole.with_name(f"{whole.name}.triton"))
     from ddpm_deploy.export.api import export_recipe  # torch takes seconds to import: not for --help
@@ -57,12 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plot(exported: Exported, path: Path) -> None:
-    from ddpm_deploy.parity.budget import budget_for
     from ddpm_deploy.parity.next_state import plot
 
     curves = {name: verdict.curve for name, verdict in exported.verdicts.items() if verdict.curve is not None}
-    precisions = {file.path: file.precision for file in exported.bundle.manifest.files}
-    plot(curves, {name: budget_for(precisions[name]) for name in curves}, path, exported.bundle.manifest.model.name)
+    budgets = {name: verdict.budget for name, verdict in exported.verdicts.items() if verdict.budget is not None}
+    plot(curves, budgets, path, exported.bundle.manifest.model.name)
 
 
 def _as_json(exported: Exported, notes: Sequence[str]) -> str:
@@ -80,6 +85,8 @@ def _as_json(exported: Exported, notes: Sequence[str]) -> str:
 
 
 def _as_text(exported: Exported) -> str:
+    from ddpm_deploy.export.sensitivity import render
+
     bundle = exported.bundle
     width = max(len(file.path) for file in bundle.manifest.all_files) + 2
     lines = [str(bundle.root)]
@@ -89,7 +96,8 @@ def _as_text(exported: Exported) -> str:
         lines += [f"  OVER BUDGET: {failure}" for failure in (verdict.failures if verdict else ())]
     for name, table in exported.layers.items():
         kept = sum(layer.kept_float for layer in table)
-        lines.append(f"{name}: {len(table) - kept} of {len(table)} layers in int8, {kept} left in float32")
+        lines.append(f"\n{name}: {len(table) - kept} of {len(table)} layers in int8, the costliest alone:")
+        lines.append(render(table[:SHOWN_LAYERS]))
     return "\n".join([*lines, bundle.digest])
 
 

@@ -29,8 +29,9 @@ def _engines(bundle: Bundle, options: Options, runtime: str) -> Iterator[str]:
     from ddpm_deploy.backends.tensorrt import BuildSettings, EngineCache
     from ddpm_deploy.build import Job, graph_files
 
+    settings = BuildSettings(batches=tuple(sorted(set(options.batches))), axes=_free_axes(bundle))
     try:
-        job = Job(runtime, bundle, EngineCache(None), BuildSettings(batches=tuple(sorted(set(options.batches)))))
+        job = Job(runtime, bundle, EngineCache(None), settings)
         built = job.build_all(graph_files(bundle, (), ()), force=False, wait_s=None, quiet=not options.progress)
     except BackendUnavailable as error:
         yield f"no engines were built: {error}"
@@ -38,6 +39,14 @@ def _engines(bundle: Bundle, options: Options, runtime: str) -> Iterator[str]:
         return
     for result in built:
         yield f"{runtime} engine {result['role']} {result['precision']}: {result['state']}, {result['path']}"
+
+
+def _free_axes(bundle: Bundle) -> tuple[tuple[str, tuple[int, int, int]], ...]:
+    """From the smallest size of pictures to twice the trained one, where the size is free."""
+    multiple = bundle.manifest.size_multiple
+    if multiple is None:
+        return ()
+    return tuple((axis, (multiple, n, 2 * n)) for axis, n in zip("HW", bundle.manifest.sample_shape[1:], strict=True))
 
 
 def _repository(bundle: Bundle, out: Path) -> Iterator[str]:

@@ -38,6 +38,8 @@ def numbers(text: str) -> list[int]:
 def schedule(text: str) -> dict[str, Any]:
     """`linear:T=1000,beta_start=1e-4`."""
     kind, _, rest = text.partition(":")
+    if not all("=" in item for item in words(rest)):
+        raise ValueError("expected KIND:NAME=VALUE,NAME=VALUE")
     return {"kind": kind, **dict(parse_assignment(item) for item in words(rest))}
 
 

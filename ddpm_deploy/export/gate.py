@@ -48,12 +48,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was measured of one file. curve: over all timesteps, of a denoiser. measured_on: in words."""
+    """What was measured of one file. measured_on: in words. curve, budget: over all timesteps, of a denoiser."""
 
     parity: Mapping[str, float]
     failures: tuple[str, ...]
     measured_on: str
     curve: NextState | None = None
+    budget: Budget | None = None
 
 
 class Gate:
@@ -71,11 +72,11 @@ class Gate:
             curve = self.measure(candidate, self.options.parity_timesteps, advance)
             if not np.isfinite(curve.rms).all():
                 failures = [f"{failure}{self._culprit(model, curve)}" for failure in curve.failures(budget)]
-                return Verdict(curve.as_parity(), tuple(failures), _measured_on(file.precision), curve)
+                return Verdict(curve.as_parity(), tuple(failures), _measured_on(file.precision), curve, budget)
             excess = self._bits_excess(candidate)
         failures = [*curve.failures(budget), *_over("relative excess of bits/dim", excess, budget.bits_excess)]
         parity = {**curve.as_parity(), "bits_excess": excess}
-        return Verdict(parity, tuple(failures), _measured_on(file.precision), curve)
+        return Verdict(parity, tuple(failures), _measured_on(file.precision), curve, budget)
 
     def measure(
         self, candidate: Evaluate, timesteps: int | None, advance: Callable[[], object] = lambda: None

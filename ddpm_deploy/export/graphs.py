@@ -18,7 +18,7 @@ from ddpm_deploy.export.half import to_half
 from ddpm_deploy.export.options import MAX_UNROLLED_ROWS, Options
 from ddpm_deploy.export.sampler_graph import BAKING, build_sampler
 from ddpm_deploy.export.signature import sampler_specs, step_specs, unrolled_specs
-from ddpm_deploy.export.simplify import merge_projections, scale_by_batch_norm, upsample_by_transposed_conv
+from ddpm_deploy.export.simplify import merge_projections, scale_by_batch_norm, upsample_by_phases
 from ddpm_deploy.export.step import build_step
 from ddpm_deploy.export.targets import GraphFile
 from ddpm_deploy.export.unrolled import build_unrolled
@@ -51,6 +51,11 @@ class Graphs:
         self._denoiser, self._conditions, self._options, self._quantise = denoiser, conditions, options, quantise
         self._traces: dict[int, onnx.ModelProto] = {}
         self._reduced: dict[tuple[str, str], onnx.ModelProto] = {}
+        if options.unroll and len(self.plan) > MAX_UNROLLED_ROWS:
+            raise ValueError(
+                f"unroll: the default plan has {len(self.plan)} rows, expected at most {MAX_UNROLLED_ROWS}; "
+                "give a solver with fewer steps"
+            )
 
     def denoiser(self, file: GraphFile) -> onnx.ModelProto:
         """The denoiser in the file's precision, in the form that is fastest on its target."""
@@ -123,8 +128,7 @@ class Graphs:
         merge_projections(model.graph)
         if file.target in CPU_TARGETS:
             scale_by_batch_norm(model.graph)
-            if file.precision == "fp32":  # runtimes have no transposed convolution in int8
-                upsample_by_transposed_conv(model.graph)
+            upsample_by_phases(model.graph)
         return model
 
     def _trace(self, opset: int) -> onnx.ModelProto:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from ddpm_deploy.export.targets import PRECISIONS, GraphFile, graph_files
+from ddpm_deploy.export.targets import GPU_TARGETS, PRECISIONS, GraphFile, graph_files
 from ddpm_deploy.parity.budget import Budget
 
 MAX_RELATIVE_ERROR = 1e-5  # see parity.budget
@@ -56,7 +56,11 @@ class Options:
             raise ValueError(f"calibration_states: got {self.calibration_states}, expected at least 2")
         if not self.batches or min(self.batches) < 1:
             raise ValueError(f"batches: got {list(self.batches)}, expected one or more whole numbers of at least 1")
-        self.files()
+        targets = {file.target for file in self.files()}
+        if self.unroll and not targets & set(GPU_TARGETS):
+            raise ValueError(
+                f"unroll: of no use to {', '.join(self.targets)}; only {' and '.join(GPU_TARGETS)} capture"
+            )
 
     def files(self) -> tuple[GraphFile, ...]:
         """The graphs to write, the portable denoiser first."""
@@ -76,5 +80,5 @@ def _check_budget(precision: str, bounds: Mapping[str, float]) -> None:
 
 
 def _require_positive(name: str, value: float) -> None:
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name}: got {value}, expected a positive number")

@@ -63,7 +63,7 @@ class Recipe:
 
 
 def _strictly(cls: Any) -> Callable[[Values], Any]:
-    return lambda values: strict.from_dict(cls, values)
+    return lambda values: strict.from_dict(cls, values, "section")
 
 
 SECTIONS: dict[str, Callable[[Values], Any]] = {
@@ -144,10 +144,7 @@ def _section(values: Any, key: str, name: str) -> Any:
     try:
         return SECTIONS[key](values)
     except ValueError as error:
-        _, _, message = str(error).rpartition(f"{key.title()}: ")
-        for cls in (ModelText, DefaultPlan, Options, EncoderSource):
-            message = message.removeprefix(f"{cls.__name__}: ")
-        raise ValueError(f"{name}: {key}.{message}") from None
+        raise ValueError(f"{name}: {key}: {str(error).removeprefix('section: ')}") from None
 
 
 def _listed(value: Any) -> Any:

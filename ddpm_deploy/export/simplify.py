@@ -95,28 +95,28 @@ def scale_by_batch_norm(graph: onnx.GraphProto) -> None:
         if chain is None:
             continue
         shape, scaled, shifted = chain
+        target = surgeon.constant(shape.input[1])
         scale, shift = (_per_channel(surgeon, n, own.output[0]) for n, own in ((scaled, shape), (shifted, scaled)))
-        if scale is not None and shift is not None and scale.shape == shift.shape:
+        if scale is None or shift is None or target is None or target.size < 2:
+            continue
+        if len(scale) == len(shift) == target[1]:
             surgeon.replace(shifted, [_batch_norm(surgeon, shape.output[0], shifted.output[0], scale, shift)])
     surgeon.finish()
 
 
-def upsample_by_transposed_conv(graph: onnx.GraphProto) -> None:
-    """Doubling the pixels and a 3x3 convolution as one transposed convolution: 16 products a pixel instead of 36."""
+def upsample_by_phases(graph: onnx.GraphProto) -> None:
+    """Doubling the pixels and a 3x3 convolution as four 2x2 ones of the small picture, one for each phase.
+
+    Of the nine taps several fall on copies of one pixel: their weights add up to four, 16 products a pixel, not 36.
+    """
     surgeon = Surgeon(graph)
     for node in graph.node:
         if node.op_type != "Resize" or not _doubles(surgeon, node):
             continue
         conv = surgeon.sole_reader(node, "Conv")
         weight = None if conv is None else surgeon.constant(conv.input[1])
-        if conv is None or weight is None or not _has(conv, PLAIN_CONV):
-            continue
-        kernel = surgeon.add_constant(f"{conv.input[1]}_transposed", _transposed_kernel(weight))
-        upsampled = helper.make_node(
-            "ConvTranspose", [node.input[0], kernel, *conv.input[2:]], conv.output,
-            kernel_shape=[4, 4], strides=[2, 2], pads=[1, 1, 1, 1],
-        )  # fmt: skip
-        surgeon.replace(conv, [upsampled])
+        if conv is not None and weight is not None and _has(conv, PLAIN_CONV):
+            surgeon.replace(conv, _phases(surgeon, node.input[0], conv, weight))
     surgeon.finish()
 
 
@@ -175,14 +175,28 @@ def _doubles(surgeon: Surgeon, node: onnx.NodeProto) -> bool:
     return scales is not None and scales.tolist() == [1, 1, 2, 2] and _has(node, UPSAMPLING)
 
 
-def _transposed_kernel(weight: Array) -> Array:
-    """(O, I, 3, 3) to (I, O, 4, 4): each tap lands on both of the pixels that were copied from one."""
-    kernel = np.zeros((*weight.shape[:2], 4, 4), np.float64)
-    for i in range(3):
-        for j in range(3):
-            tap = weight[:, :, i, j, None, None].astype(np.float64)
-            kernel[:, :, 2 - i : 4 - i, 2 - j : 4 - j] += tap
-    return kernel.astype(weight.dtype).transpose(1, 0, 2, 3)
+def _phases(surgeon: Surgeon, source: str, conv: onnx.NodeProto, weight: Array) -> list[onnx.NodeProto]:
+    """The convolutions of the four phases, put together pixel by pixel."""
+    name, nodes = conv.output[0], []
+    for row in (0, 1):
+        for column in (0, 1):
+            part = f"{name}_phase{row}{column}"
+            kernel = surgeon.add_constant(f"{part}_kernel", _phase_kernel(weight, row, column))
+            inputs, pads = [source, kernel, *conv.input[2:]], [1 - row, 1 - column, row, column]
+            nodes.append(helper.make_node("Conv", inputs, [part], name=part, kernel_shape=[2, 2], pads=pads))
+    parts = [node.output[0] for node in nodes]
+    nodes.append(helper.make_node("Concat", parts, [f"{name}_phases"], name=f"{name}_phases", axis=1))
+    nodes.append(helper.make_node("DepthToSpace", [f"{name}_phases"], [name], name=name, blocksize=2, mode="DCR"))
+    return nodes
+
+
+def _phase_kernel(weight: Array, row: int, column: int) -> Array:
+    """(O, I, 3, 3) to (O, I, 2, 2): taps 0 | 1, 2 fall on one pixel each in the even phase, 0, 1 | 2 in the odd one."""
+    wide = weight.astype(np.float64)
+    rows = np.stack([wide[:, :, : 1 + row].sum(axis=2), wide[:, :, 1 + row :].sum(axis=2)], axis=2)
+    cut = 1 + column
+    kernel = np.stack([rows[..., :cut].sum(axis=3), rows[..., cut:].sum(axis=3)], axis=3)
+    return kernel.astype(weight.dtype)
 
 
 def _has(node: onnx.NodeProto, wanted: Mapping[str, object]) -> bool:

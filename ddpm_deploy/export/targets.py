@@ -33,6 +33,7 @@ TARGETS = {
     "tensorrt": Target(21, GRAPHS, PRECISIONS, symmetric=True),
 }
 
+GPU_TARGETS = ("onnxruntime-cuda", "tensorrt")
 TRITON = "triton"
 ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")
 SAME_GRAPHS = {"tensorrt-rtx": "tensorrt", TRITON: "onnxruntime-cpu"}  # what these read is made for those
@@ -101,8 +102,14 @@ def _wanted(
         for precision in (p for p in target.precisions if p in precisions):
             for role in (g for g in target.graphs if g in graphs):
                 chosen = GraphFile(role, precision, name, opset or target.opset)
-                if (role, precision) != ("denoiser", "fp32") or chosen.opset != (opset or BASE.opset):
+                if not _is_base(chosen, opset):
                     yield chosen
+
+
+def _is_base(file: GraphFile, opset: int | None) -> bool:
+    """Whether the portable denoiser is this very graph; on GPUs it is written in another form."""
+    same = (file.role, file.precision, file.opset) == (BASE.role, BASE.precision, opset or BASE.opset)
+    return same and file.target not in GPU_TARGETS
 
 
 def _require_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:

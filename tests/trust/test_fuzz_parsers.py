@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ddpm_deploy.backends.external import refuse_external_data
+from ddpm_deploy.backends.external import Weights, check_own_tensors, refuse_external_data
 from ddpm_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from ddpm_deploy.bundle import read_bundle
 from ddpm_deploy.errors import BackendError, BundleError, DdpmDeployError, ExportError
@@ -98,6 +98,20 @@ def test_any_bytes_have_a_signature_or_a_named_refusal(data: bytes) -> None:
 def test_any_bytes_are_searched_for_external_data(data: bytes) -> None:
     with contextlib.suppress(BackendError):
         refuse_external_data("test", data)
+
+
+def beside() -> bytes:
+    """The model with its convolution's weights in a file of 36 bytes."""
+    model = h.tiny_onnx()
+    h.make_external(model.graph.initializer[0], "w", offset=0, length=36)
+    return model.SerializeToString()
+
+
+@given(damaged(beside()))
+@settings(max_examples=300, deadline=None)
+def test_damaged_graph_takes_its_weights_from_its_own_file_or_is_refused(data: bytes) -> None:
+    with contextlib.suppress(BackendError):
+        check_own_tensors("test", data, Weights("w", bytes(36)))
 
 
 def test_graphs_in_graphs_three_thousand_deep_are_refused() -> None:
@@ -284,6 +298,9 @@ def test_a_recipe_that_is_printed_is_read_back(value: Any) -> None:
 def test_the_sound_inputs_of_this_file_are_read(tmp_path: Path) -> None:
     assert [spec.name for spec in read_signature(MODEL).inputs] == ["x", "t"]
     refuse_external_data("test", MODEL)
+    check_own_tensors("test", beside(), Weights("w", bytes(36)))
+    with pytest.raises(BackendError, match="ends at 36 of 'w', which has 35 bytes"):
+        check_own_tensors("test", beside(), Weights("w", bytes(35)))
     onnx.checker.check_model(onnx.ModelProto.FromString(MODEL))
     (tmp_path / "a.npy").write_bytes(npy())
     assert _array(tmp_path / "a.npy").shape == (3, 4)
