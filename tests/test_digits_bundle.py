@@ -15,7 +15,7 @@ from ddpm_deploy.evaluate.digits import DigitJudge
 from ddpm_deploy.parity.__main__ import main as parity
 
 MAX_PARAMETERS = 1_000_000
-MAX_BYTES = 8 * 2**20
+MAX_BYTES = 9 * 2**20
 
 
 @pytest.fixture(scope="module")

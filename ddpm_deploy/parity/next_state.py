@@ -234,25 +234,32 @@ def plot(measured: Mapping[str, NextState], budgets: Mapping[str, Budget], path:
     """Error of the next state over t, RMS and largest. Needs matplotlib.
 
     A line for the DDPM chain of each file, dots for the default solver, whose steps are longer. budgets: by the same
-    names as `measured`; drawn dashed.
+    names as `measured`; drawn across. Files with the same budget, so of the same precision, share a colour.
     """
     plots = pyplot()
-    figure, panels = plots.subplots(1, 2, figsize=(10, 4), layout="constrained", sharex=True, sharey=True)
-    for k, (name, figures) in enumerate(measured.items()):
+    figure, panels = plots.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharex=True, sharey=True)
+    kinds = list(dict.fromkeys(budgets[name] for name in measured))
+    dashes = ["-", "--", ":", "-."]
+    for name, figures in measured.items():
         budget = budgets[name]
+        colour = f"C{kinds.index(budget)}"
+        siblings = [other for other in measured if budgets[other] == budget]
+        dash = dashes[siblings.index(name) % len(dashes)]
         for axes, errors, bound in zip(
             panels, (figures.rms, figures.max_abs), (budget.next_state_rms, budget.next_state_max), strict=True
         ):
             visible, own = np.where(errors > 0, errors, np.nan), slice(figures.solver_rows)
             chain = slice(figures.solver_rows, None)
-            axes.semilogy(figures.t[chain], visible[chain], lw=1.2, color=f"C{k}", label=name)
-            axes.semilogy(figures.t[own], visible[own], ".", color=f"C{k}")
+            axes.semilogy(figures.t[chain], visible[chain], lw=1.2, ls=dash, color=colour, label=name)
+            axes.semilogy(figures.t[own], visible[own], ".", color=colour)
             if bound is not None:
-                axes.axhline(bound, color=f"C{k}", ls="--", lw=0.9)
+                axes.axhline(bound, color=colour, alpha=0.5, lw=0.9)
     for axes, what in zip(panels, ("RMS", "largest"), strict=True):
         axes.set(title=f"Next state, {what} error", xlabel="t", ylabel="fraction of the picture's range")
         axes.grid(alpha=0.3)
-    panels[0].legend(frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     plots.close(figure)

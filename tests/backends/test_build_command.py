@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def test_engine_is_built_once_and_then_found(rtx: Adapter, run: Run, tmp_path: P
     code, out, err = run(DIGITS, *RTX, "--quiet")
     assert (code, err) == (0, "")
     assert out.startswith("denoiser  fp32  built  ")
-    assert "layers verified: convolution 33 fp32; matrix multiply 18 fp32" in out
+    assert re.search(r"layers verified: convolution \d+ fp32; matrix multiply \d+ fp32", out)
     code, out, _ = run(DIGITS, *RTX, "--quiet")
     assert (code, out.split()[:3]) == (0, ["denoiser", "fp32", "hit"])
     assert len(list((tmp_path / "cache").glob("*.engine"))) == 1

@@ -70,10 +70,9 @@ def test_the_scale_and_shift_of_a_group_normalisation_are_float32_too(precision:
     readers = {name: node for node in graph.graph.node for name in node.input}
     for node in by_type(graph, "InstanceNormalization"):
         reshape = readers[node.output[0]]
-        scale = readers[reshape.output[0]]
-        shift = readers[scale.output[0]]
-        assert [n.op_type for n in (reshape, scale, shift)] == ["Reshape", "Mul", "Add"]
-        assert types[shift.output[0]] == TensorProto.FLOAT
+        scaled = readers[reshape.output[0]]
+        assert [n.op_type for n in (reshape, scaled)] == ["Reshape", "BatchNormalization"]
+        assert types[scaled.output[0]] == TensorProto.FLOAT
 
 
 @BOTH
@@ -89,8 +88,9 @@ def test_inputs_and_outputs_keep_their_names_and_types_and_the_graph_is_valid(pr
 def test_casts_stand_only_where_the_type_changes(precision: str) -> None:
     graph = to_half(model(), precision)
     types, casts = tensor_types(graph), by_type(graph, "Cast")
-    assert len(casts) == 50  # 21 normalisations and 4 softmaxes, one in and one out
-    assert len({node.input[0] for node in casts}) == 50  # one Cast for all who read a tensor
+    wanted = 2 * (21 + 4) + 4  # in and out of the normalisations and softmaxes, and the keys of the attentions
+    assert len(casts) == wanted
+    assert len({node.input[0] for node in casts}) == wanted  # one Cast for all who read a tensor
     made = {name for node in casts for name in node.output}
     for node in casts:
         assert node.input[0] not in made
@@ -243,7 +243,7 @@ def test_weights_are_rounded_to_nearest() -> None:
     graph = to_half(model(), "bf16")
     halves = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer if t.data_type == TensorProto.BFLOAT16}
     wide = {tensor.name: numpy_helper.to_array(tensor) for tensor in model().graph.initializer}
-    assert len(halves) > 60
+    assert len(halves) > 50
     for name, half in halves.items():
         original = wide[name.removesuffix("_bf16")]
         np.testing.assert_array_equal(half, original.astype(ml_dtypes.bfloat16))
