@@ -164,7 +164,7 @@ def test_old_bundle_left_between_two_renames_is_put_back_by_the_next_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path / "b", "old").rename(tmp_path / ".b.0123456789abcdef.old")
-    monkeypatch.setattr(writing, "_write_file", refuse_to_write)
+    monkeypatch.setattr(writing, "write_new", refuse_to_write)
     with pytest.raises(BundleError, match="cannot be written"):
         put(tmp_path / "b", "new")
     assert name_of(tmp_path / "b") == "old"

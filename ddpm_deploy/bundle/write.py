@@ -26,6 +26,7 @@ from ddpm_deploy.bundle.codec import from_json, to_json
 from ddpm_deploy.bundle.fields import shorten
 from ddpm_deploy.bundle.manifest import MANIFEST_NAME, DataFile, Manifest, ModelFile
 from ddpm_deploy.bundle.read import Bundle, sha256_of
+from ddpm_deploy.durable import flush_folder, write_new
 from ddpm_deploy.errors import BundleError
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -168,33 +169,16 @@ def _replace_folder(target: Path, files: Mapping[str, bytes], beside: Path) -> N
         new.mkdir()
         for name, data in files.items():
             (new / name).parent.mkdir(exist_ok=True)
-            _write_file(new / name, data)
+            write_new(new / name, data)
         for folder in sorted({(new / name).parent for name in files} | {new}, reverse=True):
-            _flush_folder(folder)
+            flush_folder(folder)
         if target.exists():
             _swap(new, target, old)
         else:
             os.rename(new, target)
-        _flush_folder(target.parent)
+        flush_folder(target.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with open(path, "xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _swap(new: Path, target: Path, old: Path) -> None:

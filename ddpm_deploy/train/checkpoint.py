@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from ddpm_deploy.durable import flush_folder, write_new
 from ddpm_deploy.errors import TrainingError
 
 STATE_NAME = "state.json"
@@ -37,14 +38,14 @@ def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Tensors], state
         for name, tensors in parts.items():
             data = safetensors.save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
             files[name] = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            _write(new / f"{name}.safetensors", data)
+            write_new(new / f"{name}.safetensors", data)
         record = {"format_version": FORMAT_VERSION, "step": step, "files": files, "state": dict(state)}
-        _write(new / STATE_NAME, json.dumps(record, indent=1, allow_nan=False).encode())
-        _flush(new)
+        write_new(new / STATE_NAME, json.dumps(record, indent=1, allow_nan=False).encode())
+        flush_folder(new)
         if final.exists():
             shutil.rmtree(final)
         os.rename(new, final)
-        _flush(folder)
+        flush_folder(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return final
@@ -109,27 +110,10 @@ def _remedy(path: Path) -> str:
     return f"the checkpoint is damaged: remove the folder {path} to fall back to the one before"
 
 
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def write_file(path: Path, data: bytes) -> None:
     """Replace one file atomically."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     new.unlink(missing_ok=True)
-    _write(new, data)
+    write_new(new, data)
     os.replace(new, path)
-    _flush(path.parent)
-
-
-def _flush(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_folder(path.parent)

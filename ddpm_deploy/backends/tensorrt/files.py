@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from ddpm_deploy.bundle.read import OPEN_FLAGS
+from ddpm_deploy.durable import flush_folder, write_new
 from ddpm_deploy.errors import BackendError
 
 
@@ -32,10 +33,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file that is there as a whole or not at all, readable by its owner only."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.new")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_new(temporary, data, 0o600)
         os.replace(temporary, path)
         flush_folder(path.parent)
     except OSError as error:
@@ -43,17 +41,6 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def flush_folder(folder: Path) -> None:
-    """Let the names in a folder reach the disk; Windows cannot."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def open_folder(folder: Path) -> None:
