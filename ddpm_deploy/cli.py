@@ -84,6 +84,7 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
         prog=f"ddpm-deploy {command}",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddpm_deploy.backends import BACKENDS
+from ddpm_deploy.bundle import MANIFEST_NAME
 from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path
 from ddpm_deploy.images import NETWORK_RANGE, check_layout, grid, is_picture, save_gif, to_pil
 from ddpm_deploy.job import RESERVED
@@ -165,6 +166,8 @@ def _check_output(out: Path, animate: Path | None, shape: tuple[int, ...]) -> No
         raise ValueError(f"--out: got {out}, expected X.png, X.npy or a folder")
     if animate and animate.suffix != ".gif":
         raise ValueError(f"--animate: got {animate}, expected X.gif")
+    if (out / MANIFEST_NAME).exists():
+        raise ValueError(f"--out: got {out}, which is a bundle; give another folder for the pictures")
     for file in (out if out.suffix else out / FIRST_PICTURE, *([animate] if animate else [])):
         require_writable(file)
 

@@ -1,18 +1,20 @@
 """Digits with nothing but ONNX Runtime: `python examples/onnxruntime_only.py [SAMPLER] [PICTURE]`.
 
-The file holds the whole reverse loop and a default plan, so one call makes pictures from noise.
+The file holds the whole reverse loop and a default plan, so one call makes pictures from noise. (A default plan that
+draws noise, as DDPM does, needs that as a second input.)
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image
 
-SAMPLER = "ddpm_deploy/assets/digits/sampler.fp32.onnxruntime-cpu.onnx"
+SAMPLER = Path(__file__).parents[1] / "ddpm_deploy/assets/digits/sampler.fp32.onnxruntime-cpu.onnx"
 
 
-def main(sampler: str = SAMPLER, picture: str = "digits.png") -> None:
+def main(sampler: str | Path = SAMPLER, picture: str = "digits.png") -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(sampler, options)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_deploy.cli import require_writable, run_command
-from ddpm_deploy.errors import ParityError
+from ddpm_deploy.errors import DdpmDeployError, ParityError
 from ddpm_deploy.export import recipe as recipes
 from ddpm_deploy.export.flags import build_parser, recipe_values
 from ddpm_deploy.export.targets import TRITON
@@ -36,6 +36,8 @@ def run(**given: Any) -> int:
         raise ValueError("--out: got none, expected the bundle folder to write")
     recipe = replace(recipe, export=replace(recipe.export, progress=not given.get("quiet", False)))
     if "plot" in given:
+        if given["plot"].suffix != ".png":
+            raise ValueError(f"--plot: got {given['plot']}, expected a name that ends in .png")
         require_writable(given["plot"])
         pyplot()
     if "triton_out" in given and TRITON not in recipe.export.targets:
@@ -52,7 +54,11 @@ def run(**given: Any) -> int:
         return OVER_BUDGET
     if "plot" in given:
         _plot(exported, given["plot"])
-    notes = list(deploy(exported.bundle, recipe.export, triton_out))
+    try:
+        notes = list(deploy(exported.bundle, recipe.export, triton_out))
+    except DdpmDeployError as error:
+        written = f"the bundle {given['out']} was written ({exported.bundle.digest})"
+        raise type(error)(f"{error}; {written}, what follows it was not") from error
     print(_as_json(exported, notes) if given.get("json") else "\n".join([_as_text(exported), *notes]))
     return 0
 

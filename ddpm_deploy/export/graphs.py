@@ -11,6 +11,7 @@ import onnx
 from ddpm_deploy.bundle import Manifest, ModelFile, TensorSpec
 from ddpm_deploy.bundle.manifest import PORTABLE
 from ddpm_deploy.errors import ExportError
+from ddpm_deploy.export.emulate import REDUCED
 from ddpm_deploy.export.fold import fold_attention
 from ddpm_deploy.export.free_size import trace_shape
 from ddpm_deploy.export.graph import TRACE_BATCH, Denoiser, check_graph, input_specs, output_spec, trace
@@ -121,7 +122,12 @@ class Graphs:
             return graph
         if file.precision == "int8" and is_large(graph):
             raise ExportError(f"{file.path}: got over 2 GB of weights, which cannot be quantised; leave int8 out")
-        return self._quantise(file, graph) if file.precision == "int8" else to_half(graph, file.precision)
+        if file.precision == "int8":
+            return self._quantise(file, graph)
+        half = to_half(graph, file.precision)
+        if not any(tensor.data_type in REDUCED for tensor in half.graph.initializer):
+            raise ExportError(f"{file.path}: has no product but those that stay in float32; leave {file.precision} out")
+        return half
 
     def _fp32(self, file: GraphFile) -> onnx.ModelProto:
         model = copied(self._trace(file.opset))

@@ -61,7 +61,7 @@ def activation_ranges(model: onnx.ModelProto, calibration: Sequence[Mapping[str,
         raise ValueError("calibration: got no feeds, expected at least one")
     named, wanted = prepared(model), set(layers(model))
     if not wanted:
-        raise ExportError("int8: the graph has no product with weights but the first and the last; use fp16")
+        raise ExportError("int8: the graph has no product with weights but the first and the last; stay with fp32")
     ends = [(node.input[0], node.output[0]) for node in named.graph.node if node.name in wanted]
     names = list(dict.fromkeys(name for pair in ends for name in pair))
     with reductions(named, names, ("ReduceMin", "ReduceMax")) as run:

@@ -11,6 +11,8 @@ from typing import Any
 from ddpm_deploy import strict
 from ddpm_deploy.export.options import Options
 from ddpm_deploy.export.sources.base import Settings
+from ddpm_deploy.solvers import SOLVERS
+from ddpm_deploy.spacing import SPACINGS
 
 MAX_RECIPE_BYTES = 2**20
 
@@ -34,6 +36,14 @@ class DefaultPlan:
     steps: int | None = None
     spacing: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, known in (("solver", SOLVERS), ("spacing", SPACINGS)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps: got {self.steps}, expected at least 1")
 
 
 @dataclass(frozen=True)

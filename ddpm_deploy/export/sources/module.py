@@ -98,7 +98,7 @@ def call_factory(where: str, options: Mapping[str, Any]) -> Any:
         raise ExportError(f"{where}: {match['module']} has no function {match['factory']}")
     try:
         return factory(**options)
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         what = f"{type(error).__name__}: {error}"
         raise ExportError(f"{where}: cannot be called with {dict(options)}: {what}") from error
 
