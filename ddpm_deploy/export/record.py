@@ -18,7 +18,7 @@ from ddpm_deploy.reference import Reference, Trajectory
 SEED = 0
 POINTS = 8  # single evaluations at least
 SAMPLES = 7  # that the points are taken from, in turn
-LARGE = 2**14  # elements; from here on the trajectory is of one sample
+LARGE = 2**14  # elements; from here on one sample is enough
 
 Array = NDArray[Any]
 
@@ -46,7 +46,8 @@ def make_reference(reference: Evaluate, manifest: Manifest, conditions: Mapping[
 
 def _points(reference: Evaluate, manifest: Manifest, conditions: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
     """One sample of each row of a short DDPM chain."""
-    n = min(SAMPLES, *(len(array) for array in conditions.values())) if conditions else SAMPLES
+    most = SAMPLES if np.prod(manifest.sample_shape) < LARGE else 1
+    n = min([most, *(len(array) for array in conditions.values())])
     rows = []
     for step in teacher_forced(reference, manifest, ddpm_plan(manifest, POINTS), n, conditions, SEED):
         one = slice(step.row % n, step.row % n + 1)
