@@ -182,7 +182,7 @@ def test_missing_package_gets_one_line_with_the_command(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     code, out, err = run(DIGITS)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "pip install --extra-index-url https://pypi.nvidia.com tensorrt" in err
+    assert "pip install tensorrt, with NVIDIA's package index as --extra-index-url" in err
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ddpm_deploy.errors import BackendError, BackendUnavailable
 
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 REMEDIES = {
-    TENSORRT: "pip install --extra-index-url https://pypi.nvidia.com tensorrt",
+    TENSORRT: "pip install tensorrt, with NVIDIA's package index as --extra-index-url",
     TENSORRT_RTX: "pip install 'ddpm-deploy[tensorrt]'",
 }
 STUB = "the libraries come from NVIDIA's own index, the package on PyPI is a stub without them"
