@@ -58,7 +58,8 @@ def table(text: str) -> Any:
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "what to write": (
-        Flag("--target", "export.targets", words, f"runtimes, some of {', '.join(CHOICES)}; onnxruntime-cpu if not given", "A,B"),
+        Flag("--target", "export.targets", words,
+             f"runtimes, some of {', '.join(CHOICES)}; onnxruntime-cpu if not given", "A,B"),
         Flag("--precision", "export.precisions", words, f"some of {', '.join(PRECISIONS)}; fp32 if not given", "A,B"),
         Flag("--graph", "export.graphs", words, f"{', '.join(GRAPHS)}; all that the targets have if not given", "A,B"),
         Flag("--opset", "export.opset", int, "ONNX operator set, 18 to 25; of each target the fastest if not given"),
@@ -90,10 +91,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--spacing", "plan.spacing", str, "default spacing of the timesteps"),
     ),
     "parity": (
-        Flag("--batches", "export.batches", numbers, "batch sizes that parity is checked at; 1,2,7 if not given", "1,4,8"),
-        Flag("--max-relative-error", "export.max_relative_error", float, "budget of fp32 predictions, relative L2; 1e-5 if not given"),
+        Flag("--batches", "export.batches", numbers,
+             "batch sizes that parity is checked at; 1,2,7 if not given", "1,4,8"),
+        Flag("--max-relative-error", "export.max_relative_error", float,
+             "budget of fp32 predictions, relative L2; 1e-5 if not given"),
         Flag("--parity-timesteps", "export.parity_timesteps", int, "check at this many timesteps; all if not given"),
-        Flag("--calibration-states", "export.calibration_states", int, "states that int8 is calibrated on; 64 if not given"),
+        Flag("--calibration-states", "export.calibration_states", int,
+             "states that int8 is calibrated on; 64 if not given"),
         Flag("--allow-parity-failure", "export.allow_parity_failure", None,
              "write over budget too, marked so that the sampler warns"),
     ),
