@@ -370,9 +370,9 @@ def test_the_unfinished_folder_never_lies_in_the_repository(
     bundle: b.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    plain = writing._write_file
+    plain = writing.write_new
     monkeypatch.setattr(
-        writing, "_write_file", lambda p, d: seen.append(list((tmp_path / "models").iterdir())) or plain(p, d)
+        writing, "write_new", lambda p, d: seen.append(list((tmp_path / "models").iterdir())) or plain(p, d)
     )
     write_model_repository(bundle, tmp_path / "models")
     assert seen == [[], []]
@@ -387,7 +387,7 @@ def test_a_full_disk_leaves_the_old_model_and_says_so(
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writing, "_write_file", full)
+    monkeypatch.setattr(writing, "write_new", full)
     with pytest.raises(ExportError, match="No space left on device; free some space"):
         write_model_repository(bundle, tmp_path / "models", serving=Serving(max_batch_size=4))
     assert (folder / "config.pbtxt").read_text() == before
