@@ -32,7 +32,7 @@ from ddpm_deploy.backends.tensorrt.engines import usable
 from ddpm_deploy.backends.tensorrt.settings import CAPABILITIES, COMPATIBILITIES, MAX_LEVEL, MIB, TENSORRT, Range
 from ddpm_deploy.bundle import Bundle, ModelFile, read_bundle
 from ddpm_deploy.bundle.manifest import PORTABLE
-from ddpm_deploy.cli import make_parser, run_command, some_path
+from ddpm_deploy.cli import make_parser, run_command, some_path, words
 from ddpm_deploy.errors import BundleError
 
 DEFAULT = BuildSettings()
@@ -44,8 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("bundle_path", metavar="BUNDLE", nargs="?", type=some_path, help="bundle to build engines of")
     add("--target", choices=tuple(MODULES), default=TENSORRT, help="runtime; tensorrt-rtx builds without a GPU")
-    add("--role", type=_words, help="graphs, such as denoiser,step; all that the bundle has for TensorRT if not given")
-    add("--precision", type=_words, help="precisions, such as fp16,int8; all that there are if not given")
+    add("--role", type=words, help="graphs, such as denoiser,step; all that the bundle has for TensorRT if not given")
+    add("--precision", type=words, help="precisions, such as fp16,int8; all that there are if not given")
     add("--batch", type=_sizes, default="1", help="batch sizes to tune for, such as 1,4,8: the largest is the limit")
     add("--rows", type=_range, default=_joined(DEFAULT.rows),
         help="least, tuned for and most evaluations of a plan, for sampler graphs")  # fmt: skip
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     weights.add_argument("--strip-weights", action="store_true", help="leave the weights out, to be put back on load")
     weights.add_argument("--refit", action="store_true", help="keep the weights replaceable")
     add("--timing-cache", action=argparse.BooleanOptionalAction, help="reuse timings of earlier builds")
-    add("--compute-capability", type=_words, metavar="CC,...",
+    add("--compute-capability", type=words, metavar="CC,...",
         help=f"GPUs that a tensorrt-rtx engine is for, some of {','.join(CAPABILITIES)}")  # fmt: skip
     add("--digest", help="sha256:... that the bundle must have")
     add(
@@ -252,13 +252,9 @@ def _show_list(cache: EngineCache, bundle: Bundle | None, as_json: bool) -> int:
     return 0
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
 def _sizes(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in _words(text))
+        return tuple(int(word) for word in words(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected whole numbers such as 1,4,8") from None
 

@@ -67,6 +67,11 @@ def some_path(text: str) -> Path:
     return Path(text)
 
 
+def words(text: str) -> tuple[str, ...]:
+    """`a,b,c`, an argument of several words."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def require_writable(file: Path) -> None:
     """Make the folder of a file to be written, or raise OSError where it cannot be: for before long work."""
     if file.is_dir():

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 from ddpm_deploy.errors import ExportError
 
+STANDARD = ("", "ai.onnx")  # two names of ONNX's own operators
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Attention"})
 
 
@@ -40,8 +41,8 @@ class Anatomy:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that the model is written in."""
-    return next(entry.version for entry in model.opset_import if not entry.domain)
+    """The version of ONNX's own operators that the model is written in; 0 where it names none."""
+    return max((int(entry.version) for entry in model.opset_import if entry.domain in STANDARD), default=0)
 
 
 def consumers(graph: onnx.GraphProto) -> dict[str, list[int]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_deploy.cli import make_parser, some_path
+from ddpm_deploy.cli import make_parser, some_path, words
 from ddpm_deploy.export.recipe import Values, parse_assignment, read_recipe, set_value
 from ddpm_deploy.export.targets import CHOICES, GRAPHS, PRECISIONS
 from ddpm_deploy.schedule import PREDICTIONS
@@ -23,11 +23,6 @@ class Flag:
     read: Callable[[str], Any] | None
     help: str
     metavar: str | None = None
-
-
-def words(text: str) -> list[str]:
-    """`a,b,c`."""
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def numbers(text: str) -> list[int]:

@@ -42,6 +42,7 @@ from ddpm_deploy.plan.feeds import STATE_SIZE, plan_tables
 SAMPLES = 2  # of a whole sampler graph
 SEED = 0
 BOUND_ROWS = 100
+MAX_KEPT_BYTES = 2**28  # of the reference's predictions along one trajectory
 
 Array = NDArray[Any]
 
@@ -57,6 +58,32 @@ class Verdict:
     budget: Budget | None = None
 
 
+class Recording:
+    """A reference that keeps what it predicts, as long as that is not too much."""
+
+    def __init__(self, reference: Evaluate) -> None:
+        self.reference = reference
+        self.predictions: list[Array] = []
+        self.size_bytes = 0
+
+    def __call__(self, feeds: Mapping[str, Array]) -> Array:
+        prediction = self.reference(feeds)
+        self.size_bytes += prediction.nbytes
+        if self.size_bytes <= MAX_KEPT_BYTES:
+            self.predictions.append(prediction)
+        return prediction
+
+
+class Replay:
+    """A reference that predicts what was kept, in the same order."""
+
+    def __init__(self, predictions: Sequence[Array]) -> None:
+        self._rest = iter(predictions)
+
+    def __call__(self, feeds: Mapping[str, Array]) -> Array:
+        return next(self._rest)
+
+
 class Gate:
     """Measures graphs against the reference. conditions: example values, as many as the largest batch."""
 
@@ -64,6 +91,7 @@ class Gate:
         self, reference: Evaluate, manifest: Manifest, conditions: Mapping[str, Array], options: Options
     ) -> None:
         self.reference, self.manifest, self.conditions, self.options = reference, manifest, conditions, options
+        self._predictions: dict[int | None, list[Array]] = {}
 
     def denoiser(self, model: onnx.ModelProto, file: ModelFile, advance: Callable[[], object]) -> Verdict:
         """Along trajectories, every evaluation at every batch size, and the samples of the default plan."""
@@ -81,17 +109,22 @@ class Gate:
     def measure(
         self, candidate: Evaluate, timesteps: int | None, advance: Callable[[], object] = lambda: None
     ) -> NextState:
-        """The figures of any evaluation."""
-        return measure_file(candidate, self.reference, self.manifest, batches=self.options.batches,
-                            timesteps=timesteps, conditions=self.conditions, advance=advance)  # fmt: skip
+        """The figures of any evaluation; the reference is evaluated once for all, as its trajectory stays the same."""
+        known, kept = self._predictions.get(timesteps), Recording(self.reference)
+        reference: Evaluate = kept if known is None else Replay(known)
+        figures = measure_file(candidate, reference, self.manifest, batches=self.options.batches,
+                               timesteps=timesteps, conditions=self.conditions, advance=advance)  # fmt: skip
+        if known is None and kept.size_bytes <= MAX_KEPT_BYTES:
+            self._predictions[timesteps] = kept.predictions
+        return figures
 
     def step(self, model: onnx.ModelProto, file: ModelFile) -> Verdict:
         """Each row of the default plan by the graph itself, from the reference's state."""
         peak = picture_range(self.manifest)
         steering = {name: array[:SAMPLES] for name, array in self.conditions.items()}
-        plan, figures = short_plan(self.manifest), []
+        figures = []
         with _opened(model, file) as backend:
-            for step in teacher_forced(self.reference, self.manifest, plan, SAMPLES, self.conditions, SEED):
+            for step in self._steps:
                 got = backend.run({**_step_feeds(step, self._learned), **steering})
                 error = (got["next_state"][:, 0].astype(np.float64) - step.following) / peak
                 finite = float(got["finite"].min())
@@ -102,14 +135,13 @@ class Gate:
         bound = budget.next_state_max or budget.final_max_abs
         failures += _over("largest error of the next state", largest.max(), bound)
         failures += [] if finite.all() else ["a prediction was not finite"]
-        parity = {"next_state_rms": float(rms.max()), "next_state_max": float(largest.max()), "rows": float(len(plan))}
+        parity = {"next_state_rms": float(rms.max()), "next_state_max": float(largest.max()), "rows": float(len(rms))}
         return Verdict(_finite(parity), tuple(failures), _measured_on(file.precision))
 
     def sampler(self, model: onnx.ModelProto, file: ModelFile, *, unrolled: bool) -> Verdict:
         """The samples of the default plan in one run, from the same noise."""
         plan, shape = short_plan(self.manifest), self.manifest.sample_shape
         steering = {name: array[:SAMPLES] for name, array in self.conditions.items()}
-        *_, last = teacher_forced(self.reference, self.manifest, plan, SAMPLES, self.conditions, SEED)
         noise = None if plan.is_deterministic else noise_source(SEED, range(SAMPLES), shape)
         x_T = initial_noise(SEED, range(SAMPLES), shape)
         feeds = {"x_T": x_T, **({} if unrolled else sampler_feeds(file.inputs, plan, x_T, noise)), **steering}
@@ -117,7 +149,7 @@ class Gate:
             feeds["noise"] = np.stack([noise(row) for row in range(len(plan))])
         with _opened(model, file) as backend:
             got = backend.run(feeds)["samples"]
-        return self._judge_samples(got, last.following, file)
+        return self._judge_samples(got, self._clean, file)
 
     def encoder(self, model: onnx.ModelProto, file: ModelFile, feeds: Mapping[str, Array], truth: Array) -> Verdict:
         """The conditions that it computes, at the fp32 budget."""
@@ -142,8 +174,13 @@ class Gate:
     @cached_property
     def _clean(self) -> Array:
         """Samples of the reference, which stand for data."""
-        *_, last = teacher_forced(self.reference, self.manifest, short_plan(self.manifest), SAMPLES, self.conditions)
-        return last.following
+        return self._steps[-1].following
+
+    @cached_property
+    def _steps(self) -> list[Step]:
+        """The reference's trajectory that `step` and `sampler` graphs are held against."""
+        plan = short_plan(self.manifest)
+        return list(teacher_forced(self.reference, self.manifest, plan, SAMPLES, self.conditions, SEED))
 
     def _bits_excess(self, candidate: Evaluate) -> float:
         """By what part of the reference's bound the candidate's is above it; 0 where there is none, as for one step."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from ddpm_deploy.export.record import make_reference, torch_evaluate
 from ddpm_deploy.export.sensitivity import Layer, next_state_cost, quantise_within
 from ddpm_deploy.export.targets import TARGETS, GraphFile
 from ddpm_deploy.export.weights import SHARED_NAME, is_large, is_shared, share_weights
-from ddpm_deploy.parity.next_state import Evaluate, ddpm_plan, picture_range, short_plan, teacher_forced
+from ddpm_deploy.parity.next_state import Evaluate, Step, ddpm_plan, picture_range, short_plan, teacher_forced
 from ddpm_deploy.reference import REFERENCE_NAME, write_reference
 
 TORCH_NAME = "denoiser.fp32.torch.safetensors"
@@ -157,12 +158,21 @@ class _Work:
         self.models[file.path] = model
         self.verdicts.append((replace(file, opset=opset_of(model)), verdict))
 
-    def _quantise(self, file: GraphFile, graph: onnx.ModelProto) -> onnx.ModelProto:
+    @cached_property
+    def _calibration(self) -> list[dict[str, Array]]:
+        """One set of states for all int8 files."""
         gate, options = self.gate, self._options
-        feeds = calibration_feeds(gate.reference, gate.manifest, options.calibration_states,
-                                  options.calibration_seed, gate.conditions)  # fmt: skip
-        chain = ddpm_plan(gate.manifest, COST_STEPS)
-        steps = list(teacher_forced(gate.reference, gate.manifest, chain, 1, gate.conditions))
+        return calibration_feeds(gate.reference, gate.manifest, options.calibration_states,
+                                 options.calibration_seed, gate.conditions)  # fmt: skip
+
+    @cached_property
+    def _cost_steps(self) -> list[Step]:
+        """The steps that the cost of a layer is averaged over."""
+        chain = ddpm_plan(self.gate.manifest, COST_STEPS)
+        return list(teacher_forced(self.gate.reference, self.gate.manifest, chain, 1, self.gate.conditions))
+
+    def _quantise(self, file: GraphFile, graph: onnx.ModelProto) -> onnx.ModelProto:
+        gate, options, feeds = self.gate, self._options, self._calibration
         budget = gate.budget("int8")
 
         def excess(model: onnx.ModelProto) -> float:
@@ -173,7 +183,7 @@ class _Work:
         try:
             model, self.layers[file.path] = quantise_within(
                 graph, feeds, 1.0, excess, symmetric=symmetric,
-                cost=next_state_cost(steps, picture_range(gate.manifest)),
+                cost=next_state_cost(self._cost_steps, picture_range(gate.manifest)),
             )  # fmt: skip
         except ParityError:
             if not options.allow_parity_failure:

@@ -13,11 +13,13 @@ import onnx
 from ddpm_deploy.bundle import Condition
 from ddpm_deploy.bundle.records import DTYPES
 from ddpm_deploy.errors import ExportError
+from ddpm_deploy.export.anatomy import opset_of
 from ddpm_deploy.export.sources.base import Settings, Source, default_solver
 from ddpm_deploy.export.sources.files import sha256_of_file
-from ddpm_deploy.export.sources.onnx_load import is_big, load_onnx, opset_of
+from ddpm_deploy.export.sources.onnx_load import load_onnx
 from ddpm_deploy.export.sources.onnx_names import Rewriter
 from ddpm_deploy.export.sources.onnx_tensors import FLOATS, INTEGERS, Axes, Tensor, describe
+from ddpm_deploy.export.weights import is_large
 
 NEEDED = ("schedule", "prediction", "output")
 USES = (
@@ -237,7 +239,7 @@ def _rewrite(model: onnx.ModelProto, parts: Parts, conditions: tuple[Condition, 
         rewriter.keep(condition.name, tensor, (BATCH, *condition.shape))
     rewriter.output(PREDICTION, parts.output, (BATCH, *parts.predicted))
     graph = rewriter.finish()
-    if is_big(graph):  # more than one message, which the checker cannot take
+    if is_large(graph):  # more than one message, which the checker cannot take
         return graph
     try:
         onnx.checker.check_model(graph, full_check=True)

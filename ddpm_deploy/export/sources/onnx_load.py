@@ -16,10 +16,11 @@ import onnx.inliner
 from onnx import TensorProto, numpy_helper
 
 from ddpm_deploy.errors import ExportError
+from ddpm_deploy.export.anatomy import STANDARD, opset_of
 from ddpm_deploy.export.sources.files import PLAIN_NAME
 from ddpm_deploy.export.targets import OPSETS
+from ddpm_deploy.export.weights import is_large
 
-STANDARD = ("", "ai.onnx")  # two names of one set of operators
 MIN_IR = 8  # from 4 on weights need not be inputs too
 MAX_MESSAGE_BYTES = 2**31 - 1  # one protobuf message
 LOCATION, OFFSET, LENGTH = "location", "offset", "length"
@@ -47,16 +48,6 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         model.ir_version, MIN_IR, onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     )
     return model
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """Version of the standard operators; 0 where there is none."""
-    return max((int(entry.version) for entry in model.opset_import if entry.domain in STANDARD), default=0)
-
-
-def is_big(model: onnx.ModelProto) -> bool:
-    """Whether the weights are too many for one protobuf message."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_MESSAGE_BYTES - 2**24
 
 
 def tensors_of(graph: onnx.GraphProto, functions: object = ()) -> Iterator[TensorProto]:
@@ -108,7 +99,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _check(model: onnx.ModelProto, path: Path) -> None:
     """onnx's own checker; where the weights are too many for one message, on the file."""
     try:
-        onnx.checker.check_model(str(path) if is_big(model) else model)
+        onnx.checker.check_model(str(path) if is_large(model) else model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ExportError(f"{path}: onnx.checker refuses it: {' '.join(str(error).split())}") from None
 
