@@ -1,0 +1,1 @@
+"""The measuring protocol of the benchmarks, and the report that it fills."""

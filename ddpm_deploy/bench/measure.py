@@ -1,0 +1,129 @@
+"""Interleaved timing: every contender in every round, in an order drawn anew, so that drift of the machine cancels."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+WINDOW = 3  # rounds that are compared with as many before them
+STABLE = 0.05
+SHORT_S = 0.05  # a call shorter than this is preceded by an untimed one
+
+Clock = Callable[[], float]
+
+
+def _at_once() -> None:
+    """Nothing to wait for: the call returned when the work was done."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is timed. call: one unit of work. synchronise: waits for the device, inside of the timed region."""
+
+    name: str
+    call: Callable[[], object]
+    synchronise: Callable[[], object] = _at_once
+
+    def seconds(self, clock: Clock = time.perf_counter) -> float:
+        """The time of one call, the device's work included."""
+        began = clock()
+        self.call()
+        self.synchronise()
+        return clock() - began
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure one group. budget_s: of all contenders together, without the warm-up, which takes the same
+    at most; rounds go on until it is spent, but never fewer than min_rounds nor more than max_rounds."""
+
+    budget_s: float = 10.0
+    min_rounds: int = 10
+    max_rounds: int = 300
+    max_warmup: int = 30
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """seconds: of each contender, (R,), the same round at the same place. stable: whether the warm-up levelled out."""
+
+    seconds: Mapping[str, list[float]]
+    warmup_rounds: int
+    stable: bool
+
+
+def interleave(
+    contenders: Sequence[Contender],
+    effort: Effort = Effort(),
+    *,
+    seed: int = 0,
+    clock: Clock = time.perf_counter,
+    on_round: Callable[[], object] = _at_once,
+) -> Rounds:
+    """Time all contenders side by side, after a warm-up until their times level out.
+
+    In each round every contender runs once, in an order drawn from `seed`. A call shorter than `SHORT_S` is preceded by
+    an untimed one of its own, which wakes its threads and fills the caches that its neighbour left to it; that is the
+    steady state that a service sees. Garbage is collected between rounds, not in them.
+    """
+    names = [contender.name for contender in contenders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"contenders: got {', '.join(names)}, expected a name of its own for each")
+    order = np.random.default_rng(seed)
+    with _collector_off():
+        warmup, stable = _warm_up(contenders, effort, clock)
+        short = {c.name for c in contenders if min(warmup[c.name]) < SHORT_S}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        began = clock()
+        while _goes_on(len(seconds[names[0]]), clock() - began, effort):
+            for k in order.permutation(len(contenders)):
+                if names[k] in short:
+                    contenders[k].seconds(clock)
+                seconds[names[k]].append(contenders[k].seconds(clock))
+            gc.collect(0)
+            on_round()
+    return Rounds(seconds, len(warmup[names[0]]), stable)
+
+
+def _goes_on(rounds: int, spent_s: float, effort: Effort) -> bool:
+    return rounds < effort.min_rounds or (rounds < effort.max_rounds and spent_s < effort.budget_s)
+
+
+def _warm_up(contenders: Sequence[Contender], effort: Effort, clock: Clock) -> tuple[dict[str, list[float]], bool]:
+    """Rounds until no contender has got faster, within the budget; their times."""
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    began = clock()
+    for rounds in range(1, effort.max_warmup + 1):
+        for contender in contenders:
+            seconds[contender.name].append(contender.seconds(clock))
+        if all(levelled_out(times) for times in seconds.values()):
+            return seconds, True
+        if rounds > WINDOW and clock() - began > effort.budget_s:
+            break
+    return seconds, False
+
+
+def levelled_out(seconds: Sequence[float]) -> bool:
+    """Whether the median of the last `WINDOW` rounds is at most `STABLE` below that of as many before."""
+    if len(seconds) < 2 * WINDOW:
+        return False
+    before, last = (statistics.median(part) for part in (seconds[-2 * WINDOW : -WINDOW], seconds[-WINDOW:]))
+    return last >= before * (1 - STABLE)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
