@@ -93,6 +93,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--parity-timesteps", "export.parity_timesteps", int, "check at this many timesteps; all if not given"),
         Flag("--calibration-states", "export.calibration_states", int,
              "states that int8 is calibrated on; 64 if not given"),
+        Flag("--rank-layers", "export.rank_layers", None,
+             "measure what each layer costs in int8 even where all are within budget; slow for large networks"),
         Flag("--allow-parity-failure", "export.allow_parity_failure", None,
              "write over budget too, marked so that the sampler warns"),
     ),

@@ -43,6 +43,7 @@ class Options:
     share_weights: bool | None = None
     calibration_states: int = 64
     calibration_seed: int = 0
+    rank_layers: bool = False
     allow_parity_failure: bool = False
     progress: bool = False
 

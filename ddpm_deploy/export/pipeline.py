@@ -180,6 +180,9 @@ class _Work:
                 return gate.measure(candidate, JUDGED_TIMESTEPS).excess(budget)
 
         symmetric = TARGETS[file.target].symmetric
+        whole = quantise(graph, feeds, symmetric=symmetric)
+        if not options.rank_layers and excess(whole) <= 1:
+            return whole
         try:
             model, self.layers[file.path] = quantise_within(
                 graph, feeds, 1.0, excess, symmetric=symmetric,
@@ -188,7 +191,7 @@ class _Work:
         except ParityError:
             if not options.allow_parity_failure:
                 raise
-            return quantise(graph, feeds, symmetric=symmetric)
+            return whole
         return model
 
 
