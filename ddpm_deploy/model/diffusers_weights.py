@@ -1,9 +1,9 @@
-"""Reading diffusers' `UNet2DModel`: its configuration and its weights, without diffusers itself."""
+"""diffusers' `UNet2DModel`, read and written: its configuration and its weights, without diffusers itself."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,33 @@ def read_config(config: Mapping[str, Any]) -> UNetConfig:
     return UNetConfig.from_dict(members)
 
 
+def write_config(config: UNetConfig, sample_size: Sequence[int]) -> dict[str, Any]:
+    """The options of the `UNet2DModel` that is the same network; `read_config` reads them back.
+
+    sample_size: (H, W) of the pictures. Raises ValueError for what `UNet2DModel` has no option for.
+    """
+    if config.time_scale != 1:
+        raise ValueError(f"time_scale: got {config.time_scale}, expected 1; UNet2DModel takes the time as it is")
+    return {
+        "sample_size": tuple(sample_size),
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels or config.in_channels,
+        "block_out_channels": config.block_out_channels,
+        "layers_per_block": config.layers_per_block,
+        "down_block_types": tuple("AttnDownBlock2D" if attends else "DownBlock2D" for attends in config.down_attention),
+        "up_block_types": tuple("AttnUpBlock2D" if attends else "UpBlock2D" for attends in config.up_attention),
+        "add_attention": config.middle_attention,
+        "attention_head_dim": config.attention_head_dim,
+        "dropout": config.dropout,
+        "norm_num_groups": config.norm_groups,
+        "norm_eps": config.norm_eps,
+        "flip_sin_to_cos": config.flip_sin_to_cos,
+        "freq_shift": config.freq_shift,
+        "downsample_padding": config.downsample_padding,
+        "num_class_embeds": config.num_classes,
+    }
+
+
 def _attention(block_types: Sequence[str]) -> tuple[bool, ...]:
     for name in block_types:
         if not isinstance(name, str) or name not in ATTENDS:
@@ -111,6 +138,7 @@ RENAMES = (
     (r"\.(?:to_k|key)\.", ".k."),
     (r"\.(?:to_v|value)\.", ".v."),
 )
+PART = re.compile(r"\.([qkv])\.(weight|bias)$")
 
 
 def read_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,14 +149,35 @@ def read_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {_rename(name): tensor for name, tensor in state.items()}
     weights: dict[str, Tensor] = {}
     for name, tensor in renamed.items():
-        part = re.search(r"\.([qkv])\.(weight|bias)$", name)
+        part = PART.search(name)
         if part is None:
-            weights[name] = _as_conv(tensor) if ".attentions." in name or ".attention." in name else tensor
+            weights[name] = _as_conv(tensor) if _attends(name) else tensor
         elif part[1] == "q":
             stem, kind = name[: part.start()], part[2]
             parts = [_as_conv(renamed[f"{stem}.{letter}.{kind}"]) for letter in "qkv"]
             weights[f"{stem}.qkv.{kind}"] = torch.cat(parts)
     return weights
+
+
+def write_weights(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The inverse of `read_weights`: the tensors of a `UNet` under the `names` of a `UNet2DModel`'s state dict.
+
+    Query, key and value are views of the stacked convolution. Raises KeyError for a name that the weights do not have.
+    """
+    return {name: _written(weights, _rename(name)) for name in names}
+
+
+def _written(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    part = PART.search(name)
+    if part is None:
+        tensor = weights[name]
+    else:
+        tensor = weights[f"{name[: part.start()]}.qkv.{part[2]}"].chunk(3)["qkv".index(part[1])]
+    return tensor[:, :, 0, 0] if tensor.ndim == 4 and _attends(name) else tensor
+
+
+def _attends(name: str) -> bool:
+    return ".attentions." in name or ".attention." in name
 
 
 def _rename(name: str) -> str:
