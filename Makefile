@@ -29,7 +29,7 @@ format: $(READY) ## put the code into shape
 	$(PY) -m ruff check --fix $(wildcard $(SOURCES))
 	$(PY) -m ruff format $(wildcard $(SOURCES))
 
-bench: $(READY) ## the sampler's own cost
+bench: $(READY) ## every backend beside its peers, and a report in benchmarks/reports
 	$(PY) -m pytest benchmarks
 
 soak: $(READY) ## kill 200 exports while they write, and 200 bare writers; a table of what readers found
@@ -48,6 +48,6 @@ clean: ## remove the virtual environment and all runs
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,openvino,tensorrt,train,export,plot,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,openvino,tensorrt,train,export,plot,bench,dev]'
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(PEERS)
 	@touch $(READY)

@@ -28,6 +28,7 @@ import onnxruntime
 import torch
 from onnx import helper
 
+from ddpm_deploy.bench.work import count_work
 from ddpm_deploy.export.fold import fold_attention
 from ddpm_deploy.export.graph import Denoiser, trace
 from ddpm_deploy.export.quantise import quantise
@@ -164,26 +165,6 @@ def _seconds(work: Callable[[], object], times: int = 8) -> Iterator[float]:
         yield time.perf_counter() - began
 
 
-def gflop(model: onnx.ModelProto) -> float:
-    """Multiplications and additions of the convolutions and products of one forward at batch 1, counted from shapes."""
-    fixed = copy(model)
-    for value in fixed.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    del fixed.graph.value_info[:]
-    graph = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
-    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    total = 0
-    for node in graph.node:
-        if node.op_type == "Conv":
-            total += 2 * int(np.prod(shapes[node.output[0]]) * np.prod(shapes[node.input[1]][1:]))
-        elif node.op_type == "Gemm":
-            total += 2 * int(np.prod(shapes[node.input[1]]))
-        elif node.op_type == "MatMul":
-            total += 2 * int(np.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1])
-    return total / 1e9
-
-
 def table(
     batch: int, seconds: Mapping[str, Sequence[float]], errors: Mapping[str, float], work: float, peak: float
 ) -> str:
@@ -214,7 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     graphs = variants(feeds_of(2))
     sessions = {name: open_session(model, args.threads) for name, model in graphs.items()}
-    work, peak = gflop(graphs["our U-Net: opset 18, no shape arithmetic"]), peak_gflops(args.threads)
+    original = graphs["our U-Net: opset 18, no shape arithmetic"].SerializeToString()
+    work, peak = count_work(original).flops / 1e9, peak_gflops(args.threads)
     print(f"ONNX Runtime {onnxruntime.__version__}, {args.threads} threads, load average {os.getloadavg()[0]:.1f};")
     print(f"{work:.1f} GFLOP a picture before any change, matrix-product peak {peak:.0f} GFLOP/s\n")
     raw = {}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from ddpm_deploy.strict import from_dict
 SCHEMA_VERSION = 1
 OWN, PEER, TWIN = "own", "peer", "twin"
 KINDS = (OWN, PEER, TWIN)
+FILE = "report.json"
 
 Json = Mapping[str, Any]
 
@@ -39,6 +43,8 @@ class Row:
     kind: own, peer, or twin (a second copy of an own row, which shows the noise). batch: samples a call draws.
     nfe: evaluations of the network in one call. samples_s: seconds of one call, round by round.
     percent_of_limit: of the hardware's limit, which `limit` names. command: what measures this row alone.
+    extra: rows of the suite "deadline" have period_ms, missed, of; a twin may name its row in `of`, else it is called
+    as that row and " (twin)".
     """
 
     id: str
@@ -60,7 +66,7 @@ class Row:
     note: str = ""
     extra: Json = field(default_factory=dict)
 
-    @property
+    @cached_property
     def summary(self) -> Summary:
         """Medians and percentiles of the samples, in seconds."""
         return summarise(self.samples_s)
@@ -75,8 +81,17 @@ class Row:
 class Report:
     """A run. made: UTC, ISO 8601. mode: quick or full. model, machine, settings, limits: what was measured, where, how.
 
-    skipped: {"what", "reason"} each. sections: facts that are no rows, lists of plain mappings by name: parity_curves,
-    quality, cold_start, sizes, overhead, export, crosschecks, loadgen.
+    model: name, digest, trained (whether its weights are), and what else there is to say. settings: price_per_hour and
+    currency give every picture its cost. limits: peaks {precision: {gflops, ...}}, bandwidth, work, ... skipped:
+    {"what", "reason"} each; what: a suite, a group, a contender or the id of a row, or words.
+
+    sections: facts that are no rows, lists of plain mappings by name; any may be missing, and so may any key:
+    quality: contender, solver, steps, nfe, figure (what is measured), value, baseline (of real samples), n.
+    parity_curves: contender, solver, and by step the lists t, prediction_relative_l2, drift_max_abs.
+    cold_start: contender, medians import_s, load_s, first_picture_s, total_s, and total_samples_s, peak_rss_bytes,
+    artefact_bytes, n. sizes: file, precision, size_bytes. overhead: what, value, unit, target. export: what, seconds,
+    size_bytes. crosschecks: row, ours_ms, tool, version, figure_ms, what. loadgen: scenario, figure, value, unit, n,
+    label.
     """
 
     name: str
@@ -103,23 +118,33 @@ class Report:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write report.json. Beside its raw samples each row gets its summary, for readers that are not this package."""
+    """Write report.json. Beside its raw samples each row gets its summary, for readers that are not this package.
+
+    JSON knows no infinity: a figure that is none, which a section may hold, becomes null.
+    """
     document = asdict(report)
     for row, plain in zip(report.rows, document["rows"], strict=True):
         plain["summary"] = asdict(row.summary)
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_finite(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_report(path: Path) -> Report:
-    """Read report.json; ValueError for what is none, or is of a newer schema."""
+    """Read report.json, or that of a folder; ValueError for what is none, or is of another schema."""
+    path = path / FILE if path.is_dir() else path
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is no report: {error}; give a report.json that pytest benchmarks/ wrote") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path}: schema_version: got {version!r}, expected {SCHEMA_VERSION}; measure again")
-    rows = tuple(_row(plain, f"{path}: rows[{i}]") for i, plain in enumerate(document.pop("rows", ())))
+    plain_rows = document.pop("rows", [])
+    if not isinstance(plain_rows, list):
+        raise ValueError(f"{path}: rows: got {type(plain_rows).__name__}, expected a list")
+    rows = tuple(_row(plain, f"{path}: rows[{i}]") for i, plain in enumerate(plain_rows))
+    twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path}: rows: got {twice[0]!r} more than once, expected an id of its own for each")
     return from_dict(Report, {**document, "rows": rows}, str(path))
 
 
@@ -132,4 +157,16 @@ def _row(plain: Any, where: str) -> Row:
     row = from_dict(Row, values, where)
     if row.kind not in KINDS or not row.samples_s:
         raise ValueError(f"{where}: got kind {row.kind!r}, {len(row.samples_s)} samples, expected one of {KINDS}")
+    if not all(0 < seconds < math.inf for seconds in (*row.samples_s, row.batch, row.nfe)):
+        raise ValueError(f"{where}: samples_s, batch, nfe: got one that is not a positive number; measure again")
     return row
+
+
+def _finite(value: Any) -> Any:
+    """Plain JSON values; numpy's numbers become Python's, infinities and NaN become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    plain = value.item() if hasattr(value, "item") else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain

@@ -1,0 +1,57 @@
+"""Rows of this report beside what the runtimes' own tools say of the same graph: they share no code with ours."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from benchmarks.harness import Bench
+from ddpm_deploy.bench.crosscheck import Check, onnxruntime_profiler, openvino_benchmark_app, trtexec
+from ddpm_deploy.bench.measure import Contender, Effort, interleave
+from ddpm_deploy.bench.truth import feeds_for
+from ddpm_deploy.errors import DdpmDeployError
+
+SECONDS = 3.0
+AGREE = 2.0  # a factor; a wrong unit, or another graph, is farther off
+
+Tool = Callable[[bytes, Mapping[str, Sequence[int]], int], Check]
+
+
+def test_openvino_against_its_benchmark_app(bench: Bench) -> None:
+    _compare(bench, "openvino", "openvino", lambda *given: openvino_benchmark_app(*given, static=True, seconds=SECONDS))
+
+
+def test_onnxruntime_against_its_profiler(bench: Bench) -> None:
+    _compare(bench, "onnxruntime", "onnxruntime-cpu", lambda *given: onnxruntime_profiler(*given, seconds=SECONDS))
+
+
+def test_tensorrt_against_trtexec(bench: Bench) -> None:
+    if not bench.options.device.startswith("cuda"):
+        _leave_out(bench, "trtexec", "TensorRT runs on NVIDIA GPUs only")
+    _compare(bench, "tensorrt", "tensorrt", lambda model, shapes, threads: trtexec(model, shapes, seconds=SECONDS))
+
+
+def _compare(bench: Bench, backend: str, target: str, tool: Tool) -> None:
+    """The largest batch, whose evaluation is long beside the cost of either clock."""
+    bundle, threads, batch = bench.model.bundle, bench.options.threads, max(bench.batches)
+    try:
+        sampler = bench.sampler(backend, "fp32")
+    except (DdpmDeployError, ImportError, ValueError) as error:
+        _leave_out(bench, backend, " ".join(str(error).split()))
+    feeds = feeds_for(bundle.manifest, batch)
+    check = tool(
+        bundle.open_bytes(bundle.file("denoiser", "fp32", target)), {k: v.shape for k, v in feeds.items()}, threads
+    )
+    if "reason" in check:
+        _leave_out(bench, check["tool"], check["reason"])
+    own = interleave([Contender("own", lambda: sampler.backend.run(feeds))], Effort(budget_s=SECONDS)).seconds["own"]
+    ours_ms = 1e3 * statistics.median(own)
+    bench.note("crosschecks", row=f"{backend} fp32, one evaluation, batch {batch}", ours_ms=ours_ms, **check)
+    assert 1 / AGREE < ours_ms / check["figure_ms"] < AGREE
+
+
+def _leave_out(bench: Bench, what: str, reason: str) -> None:
+    bench.skipped[f"cross-check by {what}"] = reason
+    pytest.skip(reason)

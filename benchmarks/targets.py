@@ -1,0 +1,172 @@
+"""What was set out to reach on a CPU, and what two runs of the benchmarks measured, as a Markdown table.
+
+    pytest benchmarks/ --model cifar10 --full
+    pytest benchmarks/ --full
+    python -m benchmarks.targets benchmarks/reports/cifar10-full benchmarks/reports/digits-full
+
+Ratios are paired, within the rounds of one group; parity is that of our row. A figure that could not be measured here
+says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench_sampling import FEW, LOOPS
+from benchmarks.peers import COMPILED, EAGER
+from ddpm_deploy.bench.record import OWN, Report, Row, read_report
+from ddpm_deploy.bench.statistics import Interval, paired_ratio
+
+THOUSAND = "a picture, a thousand evaluations or twelve, batch 1"
+CHAIN = "diffusers DDPMPipeline fp32"
+BY_HAND = f"{LOOPS[0]} fp32"
+HEADS = ("figure", "target", "measured", "by", "parity of it", "")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One measured figure. at_least: which side of the target is good."""
+
+    value: str
+    by: str = ""
+    parity: str = ""
+    ok: bool | None = None
+
+    def line(self, figure: str, target: str) -> str:
+        """One row of the table."""
+        verdict = {True: "reached", False: "**missed**", None: "not measured here"}[self.ok]
+        return f"| {figure} | {target} | {self.value} | {self.by} | {self.parity} | {verdict} |"
+
+
+Measure = Callable[[], Found]
+
+
+def table(network: Report, digits: Report) -> str:
+    """Every figure beside its target."""
+    entries: list[tuple[str, str, Measure]] = []
+    for precision, against, targets in (
+        ("fp32", f"{EAGER} fp32", (2.2, 1.4)),
+        ("fp32", f"{COMPILED} fp32", (1.15, 1.15)),
+        ("bf16", f"{EAGER} fp32", (4.2, 2.6)),
+        ("int8", f"{EAGER} fp32", (5.0, 3.8)),
+    ):
+        for batch, target in zip((1, 8), targets, strict=True):
+            figure = f"best {precision} step against {against}, batch {batch}"
+            entries.append((figure, f"≥ {target}x", _step(network, precision, against, batch, target)))
+    for precision in ("fp32", "bf16"):
+        figure = f"percent of the measured {precision} peak, batch 8"
+        entries.append((figure, "≥ 85 %", _peak(network, precision, 85.0)))
+    entries += [
+        ("a whole sampling over its evaluations, batch 1", "≤ 1.01", lambda: _loop(network, 1.01)),
+        ("digits at equal quality: twelve evaluations of ours against `DDPMPipeline`'s thousand", "≥ 350x",
+         lambda: _thousand(digits, 350.0)),
+        ("peak memory of the service, of diffusers'", "≤ 0.4x", lambda: _cold(network, "peak_rss_bytes", 0.4)),
+        ("cold start to the first picture, of diffusers'", "≤ 0.4x", lambda: _cold(network, "total_s", 0.4)),
+    ]  # fmt: skip
+    lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
+    return "\n".join([*lines, *(measure().line(figure, target) for figure, target, measure in entries)])
+
+
+def _step(report: Report, precision: str, against: str, batch: int, target: float) -> Measure:
+    def measure() -> Found:
+        rows = [row for row in report.rows if row.suite == "step" and row.batch == batch]
+        best = _best(rows, precision)
+        other = next((row for row in rows if row.contender == against), None)
+        if best is None or other is None:
+            return Found(_why_not(report, f"{precision}-b{batch}" if best is None else against))
+        ratio = paired_ratio(other.samples_s, best.samples_s)
+        return Found(_ratio(ratio), best.contender, _parity(best), ratio.value >= target)
+
+    return measure
+
+
+def _peak(report: Report, precision: str, target: float) -> Measure:
+    def measure() -> Found:
+        best = _best([row for row in report.rows if row.suite == "step" and row.batch == 8], precision)
+        if best is None or best.percent_of_limit is None:
+            return Found(_why_not(report, f"{precision}-b8"))
+        return Found(f"{best.percent_of_limit:.0f} %", best.contender, _parity(best), best.percent_of_limit >= target)
+
+    return measure
+
+
+def _loop(report: Report, target: float) -> Found:
+    for fact in report.sections.get("overhead", ()):
+        if "bare evaluations" in fact["what"]:
+            return Found(f"{fact['value']:.3f}", "onnxruntime fp32", "", fact["value"] <= target)
+    return Found("bench_overhead.py did not run")
+
+
+def _thousand(report: Report, target: float) -> Found:
+    """The whole, and its two factors: the solver on the same runtime, then the runtime."""
+    rows = {(row.contender, row.nfe): row for row in report.group(THOUSAND)}
+    ours = min((row for row in rows.values() if row.kind == OWN and row.nfe <= FEW), key=_median, default=None)
+    chain, by_hand = rows.get((CHAIN, 1000)), rows.get((BY_HAND, FEW))
+    if ours is None or chain is None or by_hand is None:
+        return Found("the group of a thousand evaluations was not measured")
+    whole = paired_ratio(chain.samples_s, ours.samples_s)
+    fewer, faster = paired_ratio(chain.samples_s, by_hand.samples_s), paired_ratio(by_hand.samples_s, ours.samples_s)
+    factors = f"{fewer.value:.1f}x fewer × {faster.value:.1f}x faster"
+    value = f"{whole.value:.0f}x [{whole.low:.0f}, {whole.high:.0f}] = {factors}"
+    return Found(f"{value}; {_quality(report)}", ours.contender, _parity(ours), whole.value >= target)
+
+
+def _quality(report: Report) -> str:
+    said = [
+        f"{fact['solver']} {fact['nfe']}: {fact['value']:.3f}"
+        for fact in report.sections.get("quality", ())
+        if (fact["solver"], fact["nfe"]) in (("unipc", FEW), ("ddpm", 1000))
+    ]
+    return "quality " + ", ".join(said) if said else "quality was not measured"
+
+
+def _cold(report: Report, key: str, target: float) -> Found:
+    facts = {fact["contender"]: fact for fact in report.sections.get("cold_start", ())}
+    if not {"diffusers", "onnxruntime fp32"} <= facts.keys():
+        return Found("bench_cold.py did not run")
+    ours, theirs = facts["onnxruntime fp32"][key], facts["diffusers"][key]
+    unit, scale = ("MiB", 2**20) if key.endswith("bytes") else ("s", 1)
+    value = f"{ours / theirs:.2f}x ({ours / scale:.3g} of {theirs / scale:.3g} {unit})"
+    return Found(value, "onnxruntime fp32", "", ours / theirs <= target)
+
+
+def _best(rows: Sequence[Row], precision: str) -> Row | None:
+    return min((row for row in rows if row.kind == OWN and row.precision == precision), key=_median, default=None)
+
+
+def _median(row: Row) -> float:
+    return row.summary.median.value
+
+
+def _ratio(ratio: Interval) -> str:
+    return f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def _parity(row: Row) -> str:
+    figures: Mapping[str, Any] = row.parity.figures if row.parity else {}
+    shown = [
+        f"{name.replace('_', ' ')} {figures[name]:.2g}" for name in ("relative_l2", "final_max_abs") if name in figures
+    ]
+    weights = row.parity.weights if row.parity else ""
+    return ", ".join(shown) + (f" ({weights})" if weights.startswith("random") else "")
+
+
+def _why_not(report: Report, part: str) -> str:
+    reasons = [skip["reason"] for skip in report.skipped if part in skip["what"]]
+    return reasons[0].partition(";")[0] if reasons else f"no row of {part}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", type=Path, help="report folder of the CIFAR-10 network")
+    parser.add_argument("digits", type=Path, help="report folder of the digits model")
+    args = parser.parse_args(argv)
+    print(table(*(read_report(folder / "report.json") for folder in (args.network, args.digits))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The report in ten sentences, for a reader who has one minute and doubts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ddpm_deploy.bench.record import OWN, Report, Row
+from ddpm_deploy.bench.report import words
+from ddpm_deploy.bench.report.document import Line, Strong
+from ddpm_deploy.bench.report.gains import Gain, gains
+from ddpm_deploy.bench.report.views import (
+    FULL,
+    Against,
+    Winner,
+    by_batch,
+    eligible,
+    flags,
+    groups_of,
+    is_trained,
+    main_suite,
+    samples_per_s,
+    twins,
+    winners,
+)
+
+NAMED = 4  # things that a sentence names before it counts the others
+
+
+def summary(report: Report) -> list[Line]:
+    """What was measured, who won by how much, and everything that speaks against it."""
+    parts: tuple[Callable[[Report], list[Line]], ...] = (
+        _measured, _winners, _picture, _parity, _limit, _noise, _noisy, _skipped,
+    )  # fmt: skip
+    return [line for part in parts for line in part(report)]
+
+
+def model_in_words(report: Report) -> str:
+    """`digits, trained weights`."""
+    return f"{report.model.get('name', 'unnamed model')}, {'trained' if is_trained(report) else 'random'} weights"
+
+
+def device_in_words(machine: Mapping[str, Any]) -> str:
+    """The processor and the threads used, and the GPUs."""
+    cpu, gpus = machine.get("cpu"), machine.get("gpus") or ()
+    model = (cpu.get("model") if isinstance(cpu, Mapping) else cpu) or "an unknown processor"
+    threads = machine.get("threads")
+    used = "" if threads is None else f" with {threads} thread{'' if threads == 1 else 's'}"
+    names = [str(gpu.get("name")) if isinstance(gpu, Mapping) else str(gpu) for gpu in gpus]
+    return ", ".join([f"{model}{used}", *names])
+
+
+def some(names: list[str]) -> str:
+    """The first few names, and how many more."""
+    names = list(dict.fromkeys(names))
+    more = len(names) - NAMED
+    return "; ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def comparison(found: Against, *, strongest: bool = False) -> str:
+    """`6.13x [6.03, 6.18] as fast as diffusers eager fp32`; a loss is called one."""
+    name = f"{'the strongest peer, ' if strongest else ''}{found.other.contender}"
+    speed = words.times_interval(found.speed_up)
+    if found.speed_up.high < 1:
+        return f"SLOWER than {name}: {speed}"
+    if found.speed_up.low <= 1:
+        return f"not told apart from {name}: {speed}"
+    return f"{speed} as fast as {name}"
+
+
+def _measured(report: Report) -> list[Line]:
+    rounds = [row.summary.n for row in report.rows]
+    span = " to ".join(str(n) for n in dict.fromkeys((min(rounds, default=0), max(rounds, default=0))))
+    rows = f"{len(report.rows)} rows of {span} interleaved rounds each"
+    head = f"{model_in_words(report)}, on {device_in_words(report.machine)}; a {report.mode} run of {report.made}."
+    return [
+        (
+            Strong("Measured: "),
+            f"{head} {rows}, all correct to their budgets before they were timed."
+            if report.rows
+            else f"{head} Nothing was timed.",
+        )
+    ]
+
+
+def _winners(report: Report) -> list[Line]:
+    batches = by_batch(report)
+    if not batches:
+        return [(Strong("Winner: "), "none; no row of ours had its parity measured.")]
+    ends = dict.fromkeys((min(batches), max(batches)))
+    return [_winner(one) for batch in ends for one in winners(batches[batch])]
+
+
+def _winner(best: Winner) -> Line:
+    row = best.row
+    what = "" if row.precision == FULL else f" in {row.precision}"
+    again = {best.eager and best.eager.other.id, best.compiled and best.compiled.other.id}
+    strongest = None if best.strongest is None or best.strongest.other.id in again else best.strongest
+    said = [comparison(found) for found in (best.eager, best.compiled) if found is not None]
+    said += [comparison(strongest, strongest=True)] if strongest is not None else []
+    said += [f"not told apart from our {some(list(best.level_with))}"] if best.level_with else []
+    time = f"{words.duration_interval(row.summary.median)}, {words.number(samples_per_s(row))} samples/s"
+    parity = words.parity(row.parity)
+    return (
+        Strong(f"Batch {row.batch}{what}: "),
+        f"{row.contender} is our fastest: {time}, {parity}; {'; '.join(said) or 'no peer was timed beside it'}.",
+    )
+
+
+def _picture(report: Report) -> list[Line]:
+    found = [gain for gain in gains(report) if gain.row.precision == FULL] or gains(report)
+    if not found:
+        return []
+    best = max(found, key=_claim)
+    row = best.row
+    drawn = f"a sample by {row.solver} with {row.nfe} evaluations, batch {row.batch}"
+    if best.why_not:
+        return [(Strong("A picture: "), f"{drawn}: {best.in_words}; fewer are no claim here: {best.why_not}.")]
+    slow = f"{best.faster.other.contender} with {best.baseline_nfe}"
+    timed = f" (timed end to end: {words.times(best.measured)})" if best.measured else ""
+    total = f"fewer evaluations × faster evaluations = {best.in_words} over {slow}{timed}"
+    return [(Strong("A picture: "), f"{drawn}: {total}. Quality: {best.quality}.")]
+
+
+def _claim(gain: Gain) -> tuple[bool, float, float]:
+    """The largest total at the smallest batch."""
+    return gain.total is not None, -gain.row.batch, gain.total.value if gain.total else gain.faster.speed_up.value
+
+
+def _parity(report: Report) -> list[Line]:
+    ours = [row for row in eligible(report.rows) if row.suite == main_suite(report)]
+    worst: dict[str, Row] = {}
+    for row in ours:
+        known = worst.get(row.precision)
+        if known is None or (words.parity_error(row.parity) or 0) > (words.parity_error(known.parity) or 0):
+            worst[row.precision] = row
+    if not worst:
+        return [(Strong("Parity: "), "not measured.")]
+    said = [f"{precision} {words.parity(row.parity)} ({row.contender})" for precision, row in worst.items()]
+    warning = "" if is_trained(report) else " On random weights it says that programs agree, nothing of pictures."
+    return [(Strong("Parity: "), f"worst of our rows against the float32 reference: {'; '.join(said)}.{warning}")]
+
+
+def _limit(report: Report) -> list[Line]:
+    said = []
+    for batch, rows in by_batch(report).items():
+        known = [row for row in rows if row.kind == OWN and row.percent_of_limit is not None]
+        best = max(known, key=lambda row: row.percent_of_limit or 0, default=None)
+        if best is not None:
+            of = f" of {best.limit}" if best.limit else ""
+            said.append(f"{words.percent(best.percent_of_limit)}{of} at batch {batch} ({best.contender})")
+    return [(Strong("Of the machine's limit: "), f"{'; '.join(said) or 'not measured'}.")]
+
+
+def _noise(report: Report) -> list[Line]:
+    found = twins(report)
+    if not found:
+        return [(Strong("Noise: "), "no row was timed twice, so this run cannot tell noise from effect.")]
+    worst = max(found, key=lambda twin: abs(twin.ratio.value - 1))
+    covered = sum(twin.ratio.covers(1) for twin in found)
+    head = f"two copies of one program differ by {words.deviation(worst.ratio)} at worst ({worst.row.group})"
+    many = f"; {covered} of {len(found)} such intervals cover zero" if len(found) > 1 else ""
+    return [(Strong("Noise: "), f"{head}{many}. Smaller differences than that mean nothing.")]
+
+
+def _noisy(report: Report) -> list[Line]:
+    bad = [row.id for row in report.rows if flags(row)]
+    return [(Strong("Not to be quoted: "), f"{len(bad)} of {len(report.rows)} rows: {some(bad)}." if bad else "none.")]
+
+
+def _skipped(report: Report) -> list[Line]:
+    said = [f"{entry.get('what')} ({entry.get('reason')})" for entry in report.skipped]
+    suites = sum(1 for suite in dict.fromkeys(row.suite for row in report.rows) for _ in groups_of(report, suite))
+    return [(Strong("Skipped: "), f"{some(said)}." if said else f"nothing; groups timed: {suites}.")]

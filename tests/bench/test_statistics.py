@@ -1,0 +1,80 @@
+"""What is said of timings: known answers, and intervals that cover what they claim to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddpm_deploy.bench.statistics import BEYOND, Interval, bootstrap_median, paired_ratio, percentile, summarise
+
+
+def test_median_percentile_and_worst_of_known_samples() -> None:
+    found = summarise([float(k) for k in range(1, 101)])
+    assert (found.n, found.median.value, found.worst) == (100, 50.5, 100.0)
+    assert found.p90 == pytest.approx(90.1)
+    assert found.cv == pytest.approx(np.std(range(1, 101), ddof=1) / 50.5)
+
+
+@pytest.mark.parametrize(("part", "enough"), [(0.90, 10 * BEYOND), (0.99, 100 * BEYOND), (0.5, 2 * BEYOND)])
+def test_percentile_needs_five_samples_beyond_it(part: float, enough: int) -> None:
+    samples = np.arange(float(enough))
+    assert percentile(samples, part) == pytest.approx(np.quantile(samples, part))
+    assert percentile(samples[:-1], part) is None
+
+
+def test_single_sample_has_a_median_and_is_not_to_be_quoted() -> None:
+    found = summarise([2.0])
+    assert found.median == Interval(2.0, 2.0, 2.0)
+    assert (found.p90, found.cv, found.noisy) == (None, 0.0, True)
+
+
+def test_ten_equal_samples_are_quotable_and_nine_are_not() -> None:
+    assert not summarise([1.0] * 10).noisy
+    assert summarise([1.0] * 9).noisy
+
+
+def test_median_that_may_be_off_by_a_tenth_is_noisy() -> None:
+    rng = np.random.default_rng(0)
+    assert not summarise(np.exp(rng.normal(0, 0.02, 100))).noisy
+    assert summarise(np.exp(rng.normal(0, 0.8, 100))).noisy
+
+
+def test_no_samples_are_an_error() -> None:
+    with pytest.raises(ValueError, match="samples: got none, expected at least one"):
+        summarise([])
+
+
+def test_interval_is_the_same_for_the_same_values() -> None:
+    values = np.random.default_rng(3).lognormal(size=80)
+    assert bootstrap_median(values) == bootstrap_median(values)
+    wide, narrow = bootstrap_median(values, confidence=0.99), bootstrap_median(values, confidence=0.5)
+    assert wide.low < narrow.low <= wide.value <= narrow.high < wide.high
+
+
+@pytest.mark.parametrize("rounds", [30, 200])
+def test_interval_of_95_percent_covers_the_median_about_that_often(rounds: int) -> None:
+    """Independent lognormal samples, whose median is 1."""
+    draws = np.random.default_rng(1).lognormal(0, 0.3, (200, rounds))
+    covered = np.mean([bootstrap_median(values, resamples=400).covers(1.0) for values in draws])
+    assert 0.89 <= covered <= 0.99
+
+
+def test_blocks_keep_the_interval_honest_where_neighbours_are_alike() -> None:
+    """An autoregressive drift: the interval has to be much wider than that of the same values shuffled."""
+    rng, n = np.random.default_rng(2), 400
+    steps, values = rng.normal(0, 0.1, n), np.zeros(n)
+    for k in range(1, n):
+        values[k] = 0.8 * values[k - 1] + steps[k]
+    drifting, shuffled = (bootstrap_median(np.exp(v)) for v in (values, rng.permutation(values)))
+    assert drifting.high - drifting.low > 1.3 * (shuffled.high - shuffled.low)
+
+
+def test_ratio_of_pairs_is_exact_whatever_the_rounds_share() -> None:
+    shared = np.random.default_rng(0).lognormal(0, 1.0, 50)
+    assert paired_ratio(3 * shared, shared) == Interval(*[pytest.approx(3.0)] * 3)
+
+
+@pytest.mark.parametrize("others", [[1.0], [1.0, 2.0, 3.0], []])
+def test_ratio_of_unequal_rounds_is_an_error(others: list[float]) -> None:
+    with pytest.raises(ValueError, match="expected the same number, at least one"):
+        paired_ratio([1.0, 2.0] if others else [], others)
