@@ -57,7 +57,10 @@ def prepare(name: str, checkpoint: str | None = None, say: Callable[[str], objec
     if checkpoint is not None:
         raise ValueError(f"--checkpoint: got one beside --model {name}; it goes with {', '.join(NETWORKS)}")
     bundle = read_bundle(name)
-    return Model(bundle.manifest.model.name, bundle, True, "weights of the bundle given")
+    said = str(bundle.manifest.model.provenance.get("weights", ""))
+    return Model(
+        bundle.manifest.model.name, bundle, not said.startswith("random"), said or "weights of the bundle given"
+    )
 
 
 def _kept(key: str, export: Callable[[Path], object], say: Callable[[str], object]) -> Bundle:
