@@ -21,8 +21,10 @@ COMMANDS = {
     "train": "train a noise predictor",
     "export": "write a trained model as a bundle: ONNX graph, weights, parity figures",
     "build": "build TensorRT engines of a bundle, on the machine where they will run",
+    "tune": "time the backends of this machine on a bundle, and remember the fastest",
     "sample": "draw samples from a bundle",
     "parity": "measure how far runtimes are from the float32 torch reference",
+    "bench": "compare two reports of the benchmarks, or render one again",
     "doctor": "say which runtimes can be had on this machine, and how to get the others",
 }
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")  # torch's words, for the CPU and for CUDA
@@ -112,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main_of(command: str) -> Callable[[Sequence[str]], int]:
-    package = {"train", "export", "parity"}
+    package = {"train", "export", "parity", "bench"}
     module: Any = importlib.import_module(f"ddpm_deploy.{command}{'.__main__' if command in package else ''}")
     main: Callable[[Sequence[str]], int] = module.main
     return main

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddpm_deploy.backends import BACKENDS
+from ddpm_deploy.backends.auto import NAME as AUTO
 from ddpm_deploy.bundle import MANIFEST_NAME
-from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path
+from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path, words
 from ddpm_deploy.images import NETWORK_RANGE, check_layout, grid, is_picture, save_gif, to_pil
 from ddpm_deploy.job import RESERVED
 from ddpm_deploy.plan import Plan
@@ -49,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="the same seed gives the same samples on every backend")
     add("--start", type=int, default=0, help="index of the first sample within the seed")
     add("--size", type=_size, metavar="HxW", help="of pictures, where it is free; default: the trained one")
-    add("--backend", choices=BACKENDS, default="onnxruntime", help="runtime")
-    add("--precision", default="fp32", help="a precision that the backend or the bundle has")
+    add("--backend", choices=(*BACKENDS, AUTO), default="onnxruntime", help=f"runtime; {AUTO}: as `tune` chose it")
+    add("--precision", default="fp32", help=f"a precision that the backend or the bundle has; {AUTO} takes A,B or any")
     add("--device", default="cpu", help="such as cpu or cuda:0")
     add("--threads", type=int, help="threads of one call; default: every CPU that the process may use")
     add("--batch-size", type=int, default=BATCH_SIZE, help="samples that share a call of the network")
@@ -102,7 +103,12 @@ def run(
         raise ValueError("--plan: given together with --solver, --steps, --spacing or --option; choose one")
     check_layout(columns, scale)
     with Sampler.load(
-        bundle, backend=backend, precision=precision, device=device, threads=threads, digest=digest
+        bundle,
+        backend=backend,
+        precision=words(precision) if backend == AUTO else precision,
+        device=device,
+        threads=threads,
+        digest=digest,
     ) as sampler:
         _check_output(out, animate, sampler.manifest.sample_shape)
         chosen = Plan.load(plan) if plan else sampler.plan(solver, steps, spacing, **options)
@@ -122,7 +128,7 @@ def run(
         "nfe": chosen.nfe,
         "seed": seed,
         "backend": backend,
-        "precision": precision,
+        "precision": sampler.backend.precision,
         "seconds": round(seconds, 3),
     }
     print(json_module.dumps(report) if json else _sentence(report, out, animate))

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddpm_deploy.backends import Backend, open_backend
+from ddpm_deploy.backends.auto import NAME as AUTO
+from ddpm_deploy.backends.auto import AutoBackend
 from ddpm_deploy.bundle import Bundle, Manifest, default_bundle, read_bundle
 from ddpm_deploy.encoder import Encoder, open_encoder
 from ddpm_deploy.job import (
@@ -51,7 +53,7 @@ class Sampler:
         bundle: str | os.PathLike[str] | Bundle | None = None,
         *,
         backend: str = "onnxruntime",
-        precision: str = "fp32",
+        precision: str | Sequence[str] = "fp32",
         device: str = "cpu",
         threads: int | None = None,
         digest: str | None = None,
@@ -60,6 +62,8 @@ class Sampler:
         """Open a bundle on a backend.
 
         bundle: folder, lone ONNX file, or one already read; None is the pretrained digits model of this package.
+        backend: "auto" is the fastest for each batch size, as `tune` has measured it or else is measured now; it takes
+        several precisions to choose from, or "any", and any device.
         digest: `"sha256:..."` that the bundle must have, which pins it against tampering. threads: of one call,
         None is every CPU that the process may use. warmup: evaluate once, so that the first request is not slow.
         Raises BundleError, BackendUnavailable.
@@ -70,8 +74,10 @@ class Sampler:
         else:
             bundle = read_bundle(bundle or default_bundle(), digest=digest)
         with ExitStack() as stack:
-            opened = open_backend(backend, bundle, precision=precision, device=device, threads=threads)
+            opened = _open(backend, bundle, precision, device, threads)
             stack.enter_context(opened)
+            if isinstance(opened, AutoBackend):
+                backend, device = (one := opened.for_batch(1)).name, one.device
             encoder = open_encoder(bundle, backend=backend, device=device, threads=threads)
             sampler = cls(opened, bundle.manifest, encoder)
             stack.callback(sampler.close)
@@ -189,7 +195,10 @@ class Sampler:
         return np.asarray(samples * scale + offset, np.float32)
 
     def warmup(self, batch_size: int = 1) -> None:
-        """Evaluate the network once on zeros, and the encoder where there is one."""
+        """Evaluate the network once on zeros, and the encoder where there is one.
+
+        batch_size: OpenVINO compiles each size when it is first seen, and "auto" may have a backend for each.
+        """
         manifest = self.manifest
         if self.encoder is not None:
             self.encoder.warmup()
@@ -259,6 +268,16 @@ class Sampler:
             return run({"x": x, "t": t, **condition})[output][:, :channels]
 
         return denoise
+
+
+def _open(name: str, bundle: Bundle, precision: str | Sequence[str], device: str, threads: int | None) -> Backend:
+    if name == AUTO:
+        from ddpm_deploy.tuning import Question, open_auto  # it measures with samplers
+
+        return open_auto(bundle, Question.of(precision, device, threads))
+    if not isinstance(precision, str):
+        raise ValueError(f"precision: got {list(precision)}, expected one name; several are for backend {AUTO!r}")
+    return open_backend(name, bundle, precision=precision, device=device, threads=threads)
 
 
 def _check_batch_size(batch_size: int) -> None:

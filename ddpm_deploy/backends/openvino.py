@@ -21,7 +21,9 @@ from ddpm_deploy.backends.base import (
     usable_cpus,
 )
 from ddpm_deploy.backends.external import open_whole, refuse_external_data
+from ddpm_deploy.backends.per_batch import PerBatch, affordable
 from ddpm_deploy.bundle import Bundle, TensorSpec
+from ddpm_deploy.bundle.manifest import BATCH
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 
 VERSION = openvino.__version__.partition("-")[0]
@@ -30,9 +32,10 @@ NEEDS = {"fp32": "FP32", "bf16": "BF16"}
 
 
 class OpenVinoBackend(GuardedBackend):
-    """One compiled model, shared by all threads; each running call has an inference request of its own.
+    """A compiled model for each of some batch sizes, shared by all threads; each call has an inference request.
 
-    The requests of one backend share its `threads` workers. Nothing is cached on disk.
+    Batch 1 is compiled on opening, another size when it is first seen, and past `affordable` of them a batch goes in
+    pieces. A graph whose free axes are not the batch alone has one model for all shapes. Nothing is cached on disk.
     """
 
     name = "openvino"
@@ -60,17 +63,21 @@ class OpenVinoBackend(GuardedBackend):
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if target == "CPU":
             config["INFERENCE_NUM_THREADS"] = threads or usable_cpus()
-        compiled = _compile(core, model, target, config)
-        check_precision(precision, compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
-        check_signature(cls.name, "inputs", inputs, _specs(compiled.inputs, inputs))
-        check_signature(cls.name, "outputs", outputs, _specs(compiled.outputs, outputs))
+        graph = _Graph(core, model, target, config, [spec.name for spec in outputs])
+        check_signature(cls.name, "inputs", inputs, _specs(graph.model.inputs, inputs))
+        check_signature(cls.name, "outputs", outputs, _specs(graph.model.outputs, outputs))
+        sizes = affordable(len(model)) if _only_batch_is_free([*inputs, *outputs]) else 1
+        first = graph.fixed(1) if sizes > 1 else graph.free()
+        check_precision(precision, first.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         details = {
             "version": VERSION,
-            "placement": f"on {', '.join(compiled.get_property('EXECUTION_DEVICES'))}",
+            "placement": f"on {', '.join(first.compiled.get_property('EXECUTION_DEVICES'))}",
             "config": config,
+            "compiled": f"for up to {sizes} batch sizes" if sizes > 1 else "for all shapes at once",
         }
+        runtime = PerBatch(first, graph.fixed, sizes) if sizes > 1 else first
         return cls(
-            _Requests(compiled),
+            runtime,
             inputs,
             outputs,
             device=device,
@@ -81,25 +88,50 @@ class OpenVinoBackend(GuardedBackend):
         )
 
     def _evaluate(self, runtime: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = runtime.infer(feeds)
-        return {spec.name: results[spec.name] for spec in self.outputs}
+        results: dict[str, np.ndarray] = runtime.infer(feeds)
+        return results
+
+
+class _Graph:
+    """A graph to be compiled. model: as it was read, its free axes free. names: of its outputs."""
+
+    def __init__(self, core: Any, model: bytes, target: str, config: Mapping[str, Any], names: Sequence[str]) -> None:
+        self._core, self._target, self._config, self._names = core, target, config, names
+        self.model = _read(core, model)
+
+    def free(self) -> _Requests:
+        """For all shapes at once."""
+        return self._compiled(self.model)
+
+    def fixed(self, batch: int) -> _Requests:
+        """For one batch size, where the first axis of every input is the batch and no other is free."""
+        model = self.model.clone()
+        model.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in model.inputs})
+        return self._compiled(model)
+
+    def _compiled(self, model: Any) -> _Requests:
+        try:
+            return _Requests(self._core.compile_model(model, self._target, self._config), self._names)
+        except RuntimeError as error:
+            raise _cannot_load(error) from error
 
 
 class _Requests:
     """Idle inference requests of a compiled model; as many come to be as calls ever run at once."""
 
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
+    def __init__(self, compiled: Any, names: Sequence[str]) -> None:
+        self.compiled, self._names = compiled, names
         self._idle: deque[Any] = deque()
 
-    def infer(self, feeds: Mapping[str, np.ndarray]) -> Any:
+    def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Results of their own memory; feeds are read where they lie, as the call returns when all is computed."""
         try:
             request = self._idle.pop()
         except IndexError:
-            request = self._compiled.create_infer_request()
-        results = request.infer(feeds, share_inputs=False, share_outputs=False)
+            request = self.compiled.create_infer_request()
+        results = request.infer(dict(feeds), share_inputs=True, share_outputs=False)
         self._idle.append(request)
-        return results
+        return {name: results[name] for name in self._names}
 
 
 @cache
@@ -159,11 +191,19 @@ def _capabilities(core: Any, target: str) -> Collection[str]:
     return found
 
 
-def _compile(core: Any, model: bytes, target: str, config: Mapping[str, Any]) -> Any:
+def _read(core: Any, model: bytes) -> Any:
     try:
-        return core.compile_model(core.read_model(model), target, config)
+        return core.read_model(model)
     except RuntimeError as error:
-        raise BackendError(f"openvino: cannot load the model: {one_line(error)}") from error
+        raise _cannot_load(error) from error
+
+
+def _cannot_load(error: RuntimeError) -> BackendError:
+    return BackendError(f"openvino: cannot load the model: {one_line(error)}")
+
+
+def _only_batch_is_free(specs: Sequence[TensorSpec]) -> bool:
+    return all(spec.shape[:1] == (BATCH,) and all(isinstance(axis, int) for axis in spec.shape[1:]) for spec in specs)
 
 
 def _specs(ports: Sequence[Any], declared: Sequence[TensorSpec]) -> list[TensorSpec]:

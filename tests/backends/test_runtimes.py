@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from ddpm_deploy.backends import open_backend
 from ddpm_deploy.backends.external import refuse_external_data
 from ddpm_deploy.backends.probe import INPUTS, MODEL, OUTPUTS
-from ddpm_deploy.bundle import Bundle, TensorSpec
+from ddpm_deploy.bundle import Bundle, ModelFile, TensorSpec, default_bundle, read_bundle
 from ddpm_deploy.errors import BackendError, BackendUnavailable, BundleError
 
 
@@ -26,6 +27,23 @@ def from_bytes(request: pytest.FixtureRequest) -> Any:
     from ddpm_deploy.backends.openvino import OpenVinoBackend
 
     return OpenVinoBackend.from_bytes
+
+
+def int8_digits() -> tuple[bytes, ModelFile]:
+    """The digits denoiser in int8, and the record of the float32 one."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("torch", reason="the exporter imports it")
+    from ddpm_deploy.export.quantise import quantise
+
+    bundle = read_bundle(default_bundle())
+    file = bundle.file("denoiser", "fp32")
+    rng = np.random.default_rng(1)
+    states = [
+        {"x": rng.standard_normal((4, 1, 8, 8), np.float32), "t": rng.uniform(0, 999, 4).astype(np.float32)}
+        for _ in range(4)
+    ]
+    model = quantise(onnx.load_from_string(bundle.open_bytes(file)), states, symmetric=False)
+    return model.SerializeToString(), file
 
 
 def external_model(folder: Path) -> bytes:
@@ -193,6 +211,66 @@ class TestOpenVino:
 
         with pytest.raises(BackendUnavailable, match="got device 'cuda', expected one of cpu"):
             OpenVinoBackend.from_bytes(MODEL, INPUTS, OUTPUTS, device="cuda")
+
+    @pytest.fixture
+    def forms(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        """Sets how many batch sizes may be compiled; 1 means one model for all shapes."""
+        from ddpm_deploy.backends import openvino
+
+        return lambda most: monkeypatch.setattr(openvino, "affordable", lambda weights_bytes: most)
+
+    def test_each_batch_size_is_compiled_when_it_is_first_seen(self, bundle: Bundle, feeds: Callable) -> None:
+        with open_backend("openvino", bundle, threads=1) as backend:
+            assert backend.details["compiled"] == "for up to 8 batch sizes"
+            assert backend._runtime.sizes == [1]
+            for batch in (3, 1, 3):
+                backend.run(feeds(batch))
+            assert backend._runtime.sizes == [1, 3]
+
+    def test_pieces_give_the_bits_of_a_compiled_batch_size(
+        self, bundle: Bundle, feeds: Callable, forms: Callable
+    ) -> None:
+        with open_backend("openvino", bundle, threads=1) as backend:
+            expected = {batch: backend.run(feeds(batch))["prediction"] for batch in (5, 8)}
+        forms(2)
+        with open_backend("openvino", bundle, threads=1) as backend:
+            backend.run(feeds(2))
+            for batch, whole in expected.items():
+                np.testing.assert_array_equal(backend.run(feeds(batch))["prediction"], whole)
+            assert backend._runtime.sizes == [1, 2]
+
+    def test_int8_is_batch_invariant_in_compiled_sizes_in_pieces_and_for_all_shapes(self, forms: Callable) -> None:
+        model, file = int8_digits()
+        rng = np.random.default_rng(0)
+        x, t = rng.standard_normal((40, 1, 8, 8), np.float32), rng.uniform(0, 999, 40).astype(np.float32)
+        from ddpm_deploy.backends.openvino import OpenVinoBackend
+
+        for most in (8, 2, 1):
+            forms(most)
+            with OpenVinoBackend.from_bytes(model, file.inputs, file.outputs, precision="int8", threads=1) as backend:
+                assert backend.batch_invariant
+                alone = [backend.run({"x": x[i : i + 1], "t": t[i : i + 1]})["prediction"] for i in range(40)]
+                for batch in (4, 7, 40):
+                    parts = [backend.run({"x": x[i : i + batch], "t": t[i : i + batch]}) for i in range(0, 40, batch)]
+                    together = np.concatenate([part["prediction"] for part in parts])
+                    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+    def test_large_weights_share_one_model_for_all_shapes(
+        self, bundle: Bundle, feeds: Callable, forms: Callable
+    ) -> None:
+        forms(1)
+        with open_backend("openvino", bundle, threads=1) as backend:
+            assert backend.details["compiled"] == "for all shapes at once"
+            for batch in (1, 4):
+                assert backend.run(feeds(batch))["prediction"].shape == (batch, 3, 8, 8)
+
+    def test_only_graphs_whose_one_free_axis_is_the_batch_are_compiled_by_batch_size(self) -> None:
+        from ddpm_deploy.backends.openvino import _only_batch_is_free
+
+        x, t = TensorSpec("x", ("B", 3, 8, 8), "float32"), TensorSpec("t", ("B",), "float32")
+        assert _only_batch_is_free([x, t])
+        for shape in (("B", 3, "H", "W"), ("N", 2), (2, "B"), (), (4,)):
+            assert not _only_batch_is_free([x, t, TensorSpec("y", shape, "float32")])
 
 
 class TestTorch:
