@@ -5,13 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-import pytest
-
 from benchmarks.harness import Bench
 from ddpm_deploy.bench.crosscheck import Check, onnxruntime_profiler, openvino_benchmark_app, trtexec
 from ddpm_deploy.bench.measure import Contender, Effort, interleave
 from ddpm_deploy.bench.truth import feeds_for
-from ddpm_deploy.errors import DdpmDeployError
+from ddpm_deploy.errors import BackendUnavailable
 
 SECONDS = 3.0
 AGREE = 2.0  # a factor; a wrong unit, or another graph, is farther off
@@ -29,29 +27,29 @@ def test_onnxruntime_against_its_profiler(bench: Bench) -> None:
 
 def test_tensorrt_against_trtexec(bench: Bench) -> None:
     if not bench.options.device.startswith("cuda"):
-        _leave_out(bench, "trtexec", "TensorRT runs on NVIDIA GPUs only")
+        bench.leave_out("cross-check by trtexec", "TensorRT runs on NVIDIA GPUs only")
     _compare(bench, "tensorrt", "tensorrt", lambda model, shapes, threads: trtexec(model, shapes, seconds=SECONDS))
 
 
 def _compare(bench: Bench, backend: str, target: str, tool: Tool) -> None:
     """The largest batch, whose evaluation is long beside the cost of either clock."""
     bundle, threads, batch = bench.model.bundle, bench.options.threads, max(bench.batches)
+    what = f"cross-check of {backend}"
+    if not bench.options.own(backend) or (target != "tensorrt" and bench.options.device != "cpu"):
+        bench.leave_out(what, "not among what is measured")
     try:
-        sampler = bench.sampler(backend, "fp32")
-    except (DdpmDeployError, ImportError, ValueError) as error:
-        _leave_out(bench, backend, " ".join(str(error).split()))
+        sampler, parity = bench.sampler(backend, "fp32"), bench.parity_in_words(backend, "fp32")
+    except (BackendUnavailable, ImportError, ValueError) as error:
+        bench.leave_out(what, " ".join(str(error).split()), backend)
     feeds = feeds_for(bundle.manifest, batch)
     check = tool(
         bundle.open_bytes(bundle.file("denoiser", "fp32", target)), {k: v.shape for k, v in feeds.items()}, threads
     )
     if "reason" in check:
-        _leave_out(bench, check["tool"], check["reason"])
+        bench.leave_out(f"cross-check by {check['tool']}", check["reason"])
     own = interleave([Contender("own", lambda: sampler.backend.run(feeds))], Effort(budget_s=SECONDS)).seconds["own"]
     ours_ms = 1e3 * statistics.median(own)
-    bench.note("crosschecks", row=f"{backend} fp32, one evaluation, batch {batch}", ours_ms=ours_ms, **check)
+    bench.note(
+        "crosschecks", row=f"{backend} fp32, one evaluation, batch {batch}", ours_ms=ours_ms, parity=parity, **check
+    )
     assert 1 / AGREE < ours_ms / check["figure_ms"] < AGREE
-
-
-def _leave_out(bench: Bench, what: str, reason: str) -> None:
-    bench.skipped[f"cross-check by {what}"] = reason
-    pytest.skip(reason)

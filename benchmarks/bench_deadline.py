@@ -44,7 +44,7 @@ def pace(options: Options) -> tuple[float, int]:
     return period_s, ticks if period_s < 0.1 else max(10, int(ticks * 0.05 / period_s))
 
 
-def time_group(options: Options) -> TimeIt:
+def time_group(options: Options, spec: Spec) -> TimeIt:
     """By turns at the rate, instead of in rounds."""
     period_s, ticks = pace(options)
 

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from benchmarks.harness import Bench
 from benchmarks.peers import PeerUnavailable, save_diffusers
 from ddpm_deploy.backends.tensorrt import BuildSettings, build_engine, open_adapter
@@ -27,8 +25,7 @@ def test_export_from_diffusers(bench: Bench, benchmark: Any, tmp_path: Path) -> 
     try:
         save_diffusers(bench.model.bundle, source)
     except PeerUnavailable as error:
-        bench.skipped["export from a diffusers folder"] = str(error)
-        pytest.skip(str(error))
+        bench.leave_out("export from a diffusers folder", str(error))
     options = ["--out", str(out), "--graph", "denoiser", "--parity-timesteps", "8", "--batches", "1", "--quiet"]
     command = [sys.executable, "-m", "ddpm_deploy.export", str(source), *options]
     seconds = benchmark.pedantic(_timed, args=(command,), rounds=1)
@@ -58,8 +55,7 @@ def test_build_engine(bench: Bench, benchmark: Any) -> None:
             rounds=1,
         )
     except (BackendUnavailable, ImportError) as error:
-        bench.skipped["a TensorRT-RTX engine"] = " ".join(str(error).split())
-        pytest.skip(str(error))
+        bench.leave_out("a TensorRT-RTX engine", " ".join(str(error).split()), "tensorrt-rtx")
     what = "TensorRT-RTX engine of the denoiser, fp32, batch 1, built without a GPU"
     bench.note("export", what=what, seconds=built.seconds, size_bytes=len(built.engine))
 

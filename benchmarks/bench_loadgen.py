@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from typing import NoReturn
 
-import pytest
-
 from benchmarks.harness import Bench
 from ddpm_deploy import Sampler
 from ddpm_deploy.bench.loadgen import MIN_QUERIES, run_loadgen
@@ -37,13 +35,13 @@ def _run(bench: Bench, scenario: str) -> None:
     folder = bench.options.report_folder / "loadgen" / scenario
     seconds = SECONDS_FULL if bench.options.full else SECONDS
     try:
-        sampler = bench.sampler(BACKEND, PRECISION)
+        sampler, parity = bench.sampler(BACKEND, PRECISION), bench.parity_in_words(BACKEND, PRECISION)
         _leave_out_if_slow(bench, scenario, sampler)
         results = run_loadgen(sampler, scenario, folder, solver=SOLVER, steps=STEPS, min_duration_s=seconds)
     except (BackendUnavailable, BundleError, ImportError) as error:
         _leave_out(bench, scenario, " ".join(str(error).split()))
     for result in results:
-        bench.note("loadgen", contender=f"{BACKEND} {PRECISION}, {SOLVER}, {STEPS} steps", **result)
+        bench.note("loadgen", contender=f"{BACKEND} {PRECISION}, {SOLVER}, {STEPS} steps", parity=parity, **result)
     assert all(result["valid"] for result in results), f"LoadGen calls this run invalid; see its logs in {folder}"
 
 
@@ -56,5 +54,4 @@ def _leave_out_if_slow(bench: Bench, scenario: str, sampler: Sampler) -> None:
 
 
 def _leave_out(bench: Bench, scenario: str, reason: str) -> NoReturn:
-    bench.skipped[f"loadgen {scenario}"] = reason
-    pytest.skip(reason)
+    bench.leave_out(f"loadgen {scenario}", reason, BACKEND if "--backends" not in reason else "")

@@ -14,6 +14,7 @@ from ddpm_deploy.bench.measure import Effort
 from ddpm_deploy.bench.record import OWN, PEER, Row
 
 FEW, SOME, ALL = 12, 50, 1000
+CHOICE = "any"
 ONE_GRAPH = "onnxruntime, one graph"
 LOOPS = ("diffusers UniPC loop", "ONNX Runtime UniPC loop", "OpenVINO UniPC loop")
 BATCHES = {"digits": (1, 16), "cifar10": (1,), "celebahq256": (1,)}
@@ -58,18 +59,16 @@ def _thousand(options: Options) -> list[Spec]:
         own.insert(0, (ONE_GRAPH, "fp32", OWN, "unipc", FEW))
     peers = [("diffusers DDPMPipeline", "fp32", PEER, "ddpm", ALL), (LOOPS[0], "fp32", PEER, "unipc", FEW)]
     chosen = own if options.own("onnxruntime") else []
-    return [
-        Spec("sampling", work, name, precision, 1, kind, *solver) for name, precision, kind, *solver in chosen + peers
-    ]
+    rows = [(name, precision, 1, kind, *solver) for name, precision, kind, *solver in chosen + peers]
+    return [Spec("sampling", work, *row, tag=CHOICE) for row in rows]
 
 
-def time_group(options: Options) -> TimeIt:
-    """Seconds for a group; a thousand steps of a large network take minutes each."""
-    if not options.full:
-        return in_rounds(Effort(budget_s=15, min_rounds=20, max_warmup=8))
-    rounds = 15 if options.model == "digits" else 3
-    warmup = 4 if options.model == "digits" else 1
-    return in_rounds(Effort(budget_s=60, min_rounds=rounds, max_rounds=100, max_warmup=warmup))
+def time_group(options: Options, spec: Spec) -> TimeIt:
+    """Seconds for a group; a thousand steps of a large network take minutes each, and so get few rounds."""
+    if spec.tag == CHOICE:
+        few = options.model != "digits"
+        return in_rounds(Effort(budget_s=60, min_rounds=3 if few else 10, max_warmup=1 if few else 6))
+    return in_rounds(Effort(budget_s=60 if options.full else 15, min_rounds=15 if options.full else 20))
 
 
 def test_sampling(row: Row) -> None:

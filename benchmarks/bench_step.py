@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from benchmarks.harness import TimeIt, in_rounds
-from benchmarks.peers import COMPILED, EAGER, ONNXRUNTIME, OPENVINO
+from benchmarks.peers import COMPILED, EAGER, ONNXRUNTIME, OPENVINO, TENSORRT
 from benchmarks.specs import Options, Spec, batches_of, own_contenders
 from benchmarks.subjects import evaluation
 from ddpm_deploy.bench.measure import Effort
 from ddpm_deploy.bench.record import PEER, Row
 
-PEERS = ((EAGER, "fp32"), (ONNXRUNTIME, "fp32"), (OPENVINO, "fp32"))
-PEERS_FULL = ((EAGER, "bf16"), (COMPILED, "fp32"), (COMPILED, "bf16"), (OPENVINO, "bf16"))
+PEERS = ((EAGER, "fp32"), (EAGER, "bf16"), (ONNXRUNTIME, "fp32"), (OPENVINO, "fp32"), (OPENVINO, "bf16"))
+PEERS_FULL = ((COMPILED, "fp32"), (COMPILED, "bf16"))
+PEERS_CUDA = ((EAGER, "fp16"), (COMPILED, "fp16"), (TENSORRT, "fp16"))
 
 build = evaluation
 
 
 def specs(options: Options) -> list[Spec]:
     """Own contenders and peers, for each batch."""
-    peers = PEERS + (PEERS_FULL if options.full else ())
+    peers = PEERS + (PEERS_FULL if options.full else ()) + (PEERS_CUDA if options.device.startswith("cuda") else ())
     who = [(*own, "own") for own in own_contenders(options)] + [(*peer, PEER) for peer in peers]
     return [
         Spec("step", "one evaluation", contender, precision, batch, kind)
@@ -26,7 +27,7 @@ def specs(options: Options) -> list[Spec]:
     ]
 
 
-def time_group(options: Options) -> TimeIt:
+def time_group(options: Options, spec: Spec) -> TimeIt:
     """Seconds for a group."""
     full, quick = Effort(budget_s=60, max_rounds=100, min_rounds=15), Effort(budget_s=10, min_rounds=20)
     return in_rounds(full if options.full else quick)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 # Threads that spin disturb whatever is timed beside them. Libraries read these once, when they are loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import pytest
@@ -27,6 +27,7 @@ from ddpm_deploy.bench.report.write import write_all
 from ddpm_deploy.bundle import read_bundle
 from ddpm_deploy.errors import DdpmDeployError
 
+HERE = Path(__file__).parent
 BENCH = pytest.StashKey[Bench]()
 GATE = pytest.StashKey[Report | None]()
 SELECTED = pytest.StashKey[set[str]]()
@@ -65,7 +66,10 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--quick, --full: got both, expected one")
     _or_usage_error("--tolerance", lambda: parse_tolerance(get("--tolerance")))
     config.stash[GATE] = get("--gate") and _or_usage_error("--gate", lambda: read_report(get("--gate")))
-    config.stash[BENCH] = Bench(_options(config), lambda text: print(f"\n{text}", file=sys.stderr, flush=True))
+    options = _options(config)
+    if get("--gate") and options.report_folder.resolve() in (get("--gate").resolve(), get("--gate").resolve().parent):
+        raise pytest.UsageError("--gate: the report of this run would replace that one; give --report another name")
+    config.stash[BENCH] = Bench(options, lambda text: print(f"\n{text}", file=sys.stderr, flush=True))
 
 
 def _options(config: pytest.Config) -> Options:
@@ -85,8 +89,15 @@ def _options(config: pytest.Config) -> Options:
         device=get("--device"),
         batches=batches,
         rate_hz=get("--rate-hz"),
-        report_folder=REPORTS / (get("--report") or f"{Path(model).name}-{'full' if get('--full') else 'quick'}"),
+        report_folder=REPORTS / (get("--report") or _report_name(config)),
     )
+
+
+def _report_name(config: pytest.Config) -> str:
+    """Of the model and the mode; a selection of tests does not replace the report of all of them."""
+    get = config.getoption
+    part = get("keyword") or any("::" in word or word.endswith(".py") for word in config.args)
+    return f"{Path(get('--model')).name}-{'full' if get('--full') else 'quick'}{'-part' if part else ''}"
 
 
 def _backends(text: str | None) -> tuple[str, ...] | None:
@@ -109,6 +120,14 @@ def _or_usage_error(option: str, read: Callable[[], T]) -> T:
         return read()
     except (DdpmDeployError, ValueError, OSError) as error:
         raise pytest.UsageError(f"{option}: {error}") from None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """One test measures a whole group, as long as that takes."""
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            if HERE in item.path.parents:
+                item.add_marker(pytest.mark.timeout(0))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -163,7 +182,7 @@ def row(request: pytest.FixtureRequest, spec: Spec, bench: Bench, benchmark: Any
     }
     benchmark.skipped = True  # until there is something to show; keeps pytest-benchmark from warning
     with bench.skipping(spec):
-        measured = bench.row(spec, selected, module.build, module.time_group(bench.options))
+        measured = bench.row(spec, selected, module.build, module.time_group(bench.options, spec))
     replay(measured.samples_s)
     benchmark.extra_info.update(_extra_info(measured))
     return measured
@@ -197,6 +216,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     bench = config.stash.get(BENCH, None)
     if bench is None or not (bench.rows or bench.sections):
+        if config.stash.get(GATE, None) is not None:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED  # nothing was measured, so nothing is known to be well
         return
     folder = bench.options.report_folder
     command = shlex.join(["pytest", *map(str, config.invocation_params.args)])

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from benchmarks.models import KEPT, Model, prepare
-from benchmarks.peers import PeerUnavailable, plain_export
-from benchmarks.specs import Options, Spec, batches_of, may_skip, name_of
+from benchmarks.peers import plain_export
+from benchmarks.specs import Options, Spec, batches_of, is_demanded, may_skip, name_of
 from ddpm_deploy import Sampler
 from ddpm_deploy.backends import Backend, open_backend
 from ddpm_deploy.bench.limits import Limits, measure_limits
@@ -158,7 +158,7 @@ class Bench:
         bundle = self.model.bundle
         try:
             return plain_export(bundle, PLAIN)
-        except PeerUnavailable:
+        except Exception:  # diffusers cannot be this network, or its exporter fails on it: then ours is counted
             return bundle.open_bytes(bundle.file("denoiser", "fp32", "onnx"))
 
     def percent_of_limit(self, spec: Spec, seconds: Sequence[float], nfe: int) -> tuple[float, str] | None:
@@ -169,8 +169,20 @@ class Bench:
         if spec.precision not in self.limits.products:
             return None
         per_evaluation_s = statistics.median(seconds) / nfe
-        percent, bound = percent_of_limit(per_evaluation_s, self.work(spec.batch), self.limits, spec.precision)
+        try:
+            work = self.work(spec.batch)
+        except ValueError as error:
+            self.skipped["percent of the limit"] = str(error)
+            return None
+        percent, bound = percent_of_limit(per_evaluation_s, work, self.limits, spec.precision)
         return percent, f"{bound}, {spec.precision}"
+
+    def parity_in_words(self, backend: str, precision: str) -> str:
+        """Of one evaluation at batch 1, for figures that are no rows; raises ParityError before any is taken."""
+        run = self.sampler(backend, precision).backend
+        (output,) = (tensor.name for tensor in run.outputs)
+        parity = self.truth.judge(lambda feeds: run.run(feeds)[output], 1, precision)
+        return f"relative L2 {parity.figures['relative_l2']:.1e} ({parity.weights})"
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
@@ -181,7 +193,10 @@ class Bench:
         """
         if spec not in self.outcomes.get(spec.group, {}):
             group = {other: test for other, test in selected.items() if other.group == spec.group}
-            self.outcomes[spec.group] = self.measure(group, build, time_it)
+            try:
+                self.outcomes[spec.group] = self.measure(group, build, time_it)
+            except Exception as error:  # what broke the group broke it for all: none of its tests measures it again
+                self.outcomes[spec.group] = dict.fromkeys(group, error)
         outcome = self.outcomes[spec.group][spec]
         if isinstance(outcome, Exception):
             raise outcome
@@ -203,10 +218,9 @@ class Bench:
             return outcomes
         contenders = [Contender(name_of(spec), trial.call, trial.synchronise) for spec, trial in trials.items()]
         times = time_it(contenders)
-        for spec, trial in trials.items():
-            row = self._row(spec, trial, parity[spec], times[name_of(spec)], group)
-            outcomes[spec] = row
-            self.rows.append(row)
+        rows = {spec: self._row(spec, t, parity[spec], times[name_of(spec)], group) for spec, t in trials.items()}
+        self.rows += rows.values()
+        outcomes.update(rows)
         return outcomes
 
     def _row(self, spec: Spec, trial: Trial, parity: Parity | None, times: Times, group: Mapping[Spec, str]) -> Row:
@@ -233,7 +247,7 @@ class Bench:
         )
 
     def _command(self, test: str) -> str:
-        return f"pytest '{test}' {self.options.flags()}"
+        return f"pytest '{test}' {self.options.flags()}"  # its report goes to a folder for parts
 
     def skip_reason(self, spec: Spec, error: Exception) -> str | None:
         """Why a row may be left out; None where its absence is a failure."""
@@ -253,6 +267,13 @@ class Bench:
             if reason is None:
                 raise
             pytest.skip(reason)
+
+    def leave_out(self, what: str, reason: str, backend: str = "") -> NoReturn:
+        """Skip a test that has no row, and record why; a failure where the environment demands its backend."""
+        if backend and is_demanded(backend):
+            pytest.fail(f"{what}: {reason}")
+        self.skipped[what] = reason
+        pytest.skip(reason)
 
     def note(self, section: str, **facts: Any) -> None:
         """A fact that is no row, for one of the report's sections."""

@@ -44,6 +44,8 @@ def prepare(name: str, checkpoint: str | None = None, say: Callable[[str], objec
 
     checkpoint: of the CIFAR-10 or CelebA-HQ network, as diffusers saved it, instead of random weights.
     """
+    if checkpoint is not None and name not in NETWORKS:
+        raise ValueError(f"--checkpoint: got one beside --model {name}; it goes with {', '.join(NETWORKS)}")
     if name == "digits":
         bundle = _kept(f"digits-{read_bundle(default_bundle()).digest[7:19]}", _export_digits, say)
         return Model(name, bundle, True, "trained on scikit-learn's digits, comes with the package")
@@ -51,11 +53,9 @@ def prepare(name: str, checkpoint: str | None = None, say: Callable[[str], objec
         bundle = _kept(f"{name}-random", lambda out: _export_random(name, out), say)
         return Model(name, bundle, False, f"architecture of Ho et al. 2020, random weights of seed {SEED}")
     if name in NETWORKS:
-        key = hashlib.sha256(str(Path(str(checkpoint)).resolve()).encode()).hexdigest()[:12]
+        key = _digest_of(Path(str(checkpoint)))
         bundle = _kept(f"{name}-{key}", lambda out: _export_checkpoint(str(checkpoint), out), say)
         return Model(name, bundle, True, "weights of the checkpoint given")
-    if checkpoint is not None:
-        raise ValueError(f"--checkpoint: got one beside --model {name}; it goes with {', '.join(NETWORKS)}")
     bundle = read_bundle(name)
     said = str(bundle.manifest.model.provenance.get("weights", ""))
     return Model(
@@ -73,12 +73,22 @@ def _kept(key: str, export: Callable[[Path], object], say: Callable[[str], objec
     return read_bundle(folder)
 
 
+def _digest_of(where: Path) -> str:
+    """Of a file, or of all files of a folder, by their contents."""
+    digest = hashlib.sha256()
+    for file in sorted(where.rglob("*")) if where.is_dir() else [where]:
+        if file.is_file():
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
 def _fingerprint() -> str:
     from importlib.metadata import version
 
-    from ddpm_deploy import export
+    import ddpm_deploy
 
-    sources = sorted(Path(str(export.__file__)).parent.rglob("*.py"))
+    package = Path(str(ddpm_deploy.__file__)).parent
+    sources = [source for part in ("export", "model") for source in sorted((package / part).rglob("*.py"))]
     digest = hashlib.sha256(json.dumps([__version__, version("torch"), version("onnx"), _targets()]).encode())
     for source in (*sources, Path(__file__)):
         digest.update(source.read_bytes())

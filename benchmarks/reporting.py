@@ -17,8 +17,9 @@ PROTOCOL = {
     "transfers": "host arrays in and host arrays out, inside of the timed region, for every contender",
     "spinning": "off for every runtime",
     "order": "all contenders of a group in every round, in an order drawn anew",
-    "short calls": f"a call under {1e3 * SHORT_S:g} ms follows an untimed one of the same contender",
-    "warm-up": f"until no median of three rounds is {STABLE:.0%} under that of the three before",
+    "short calls": f"where a call of the group is under {1e3 * SHORT_S:g} ms, each follows an untimed one of its own",
+    "warm-up": f"until no median of three rounds is {STABLE:.0%} under the fastest of the three before",
+    "float32 on GPUs": "TF32 off for every contender",
     "parity": "asserted before anything is timed",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,8 @@ class Options:
 
     def flags(self) -> str:
         """What of the command line a row depends on, for the command that repeats it."""
-        said = [f"--model {self.model}", f"--threads {self.threads}"]
-        said += [f"--checkpoint {self.checkpoint}"] if self.checkpoint else []
+        said = [f"--model {shlex.quote(self.model)}", f"--threads {self.threads}"]
+        said += [f"--checkpoint {shlex.quote(self.checkpoint)}"] if self.checkpoint else []
         said += [f"--device {self.device}"] if self.device != "cpu" else []
         said += [f"--rate-hz {self.rate_hz:g}"] if self.rate_hz else []
         said += [f"--batches {','.join(map(str, self.batches))}"] if self.batches else []
@@ -50,7 +51,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Spec:
-    """One row to be: who does what. work: of all rows of a group. contender: without its precision."""
+    """One row to be: who does what. work: of all rows of a group. contender: without its precision.
+
+    tag: tells rows of two groups apart that are otherwise the same.
+    """
 
     suite: str
     work: str
@@ -60,11 +64,17 @@ class Spec:
     kind: str = OWN
     solver: str | None = None
     steps: int | None = None
+    tag: str = ""
 
     @property
     def label(self) -> str:
         """How the report calls the contender."""
         return f"{self.contender} {self.precision}"
+
+    @property
+    def backend(self) -> str:
+        """Of an own contender, without how it is used."""
+        return self.contender.partition(",")[0]
 
     @property
     def group(self) -> str:
@@ -78,19 +88,28 @@ class Spec:
 
     def __str__(self) -> str:
         words = [self.contender.replace(" ", "_").replace(",", ""), self.precision, f"b{self.batch}"]
-        return "-".join([*words, *([f"{self.solver}{self.steps}"] if self.solver else [])])
+        return "-".join([*words, *([f"{self.solver}{self.steps}"] if self.solver else []), *filter(None, [self.tag])])
 
 
 def may_skip(spec: Spec, error: Exception) -> bool:
     """Unavailable is a reason, unless the environment demands this backend; but no demand gives a CPU bf16."""
-    demanded = {word.strip() for word in os.environ.get(DEMANDED, "").split(",")}
-    if spec.kind != PEER and spec.contender in demanded and not _lacks_precision(spec):
+    if spec.kind != PEER and is_demanded(spec.backend) and not _lacks_precision(spec):
         return False
-    return isinstance(error, BackendUnavailable | PeerUnavailable | BundleError | ImportError)
+    return isinstance(error, BackendUnavailable | PeerUnavailable | ImportError) or is_no_such_file(error)
+
+
+def is_demanded(backend: str) -> bool:
+    """Whether the environment says that this backend must be there."""
+    return backend in {word.strip() for word in os.environ.get(DEMANDED, "").split(",")}
+
+
+def is_no_such_file(error: Exception) -> bool:
+    """Whether a bundle was made without a graph that is asked for; a damaged one is no reason to skip."""
+    return isinstance(error, BundleError) and ": has no " in str(error)
 
 
 def _lacks_precision(spec: Spec) -> bool:
-    found = available_backends()[spec.contender]
+    found = available_backends()[spec.backend]
     return found.available and spec.precision in ("bf16", "fp16") and spec.precision not in found.precisions
 
 

@@ -211,6 +211,30 @@ def test_a_candidate_over_its_budget_is_never_chosen_however_fast(
     assert not any(VINO.label in bucket.ms for bucket in record.buckets)
 
 
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_a_candidate_that_is_wrong_in_larger_batches_only_is_not_chosen_there(
+    digits: Bundle, fakes: Callable[..., list[Fake]], monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """Parity is judged at the recorded batch; a kernel for another size may be another."""
+    fakes({ORT: (lambda n: 0.01, 0.0), VINO: (lambda n: 0.0, 0.0)})
+    right = Fake.run
+
+    def run(self: Fake, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        wrong = self.name == VINO.backend and len(feeds["x"]) == 31
+        return {name: array * np.float32(factor if wrong else 1) for name, array in right(self, feeds).items()}
+
+    monkeypatch.setattr(Fake, "run", run)
+    record = quickly(digits, batches=(1, 31))
+    assert chosen(record) == {1: VINO, 31: ORT}
+    assert "from itself alone" in record.buckets[1].failed[VINO.label]
+
+
+def test_a_number_of_threads_leaves_torch_out(digits: Bundle) -> None:
+    """Its own number belongs to the process."""
+    available = found("torch", "fp32") | found("onnxruntime", "fp32")
+    assert labels(Question.of("fp32", "cpu", 1), digits, available) == ["onnxruntime fp32, 1 thread"]
+
+
 def test_output_that_is_not_finite_is_over_every_budget(digits: Bundle, fakes: Callable[..., list[Fake]]) -> None:
     fakes({ORT: (lambda n: 0.0, 0.0), VINO: (lambda n: 0.0, float("nan"))})
     assert "not finite" in str(quickly(digits).verdicts[1].reason)

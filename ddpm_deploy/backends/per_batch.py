@@ -41,11 +41,14 @@ class PerBatch:
 
     one: the form of batch 1, which stays, so that every size has pieces. compiled: makes another. most: how many are
     kept, at least 2. A size after them is cut into pieces, the largest first, unless some size was not called for
-    `IDLE_CALLS` calls and gives its place: sizes that come and go must not be compiled each time.
+    `IDLE_CALLS` calls and gives its place: sizes that come and go must not be compiled each time. Of four forms and
+    more some places are kept for 4, 16 and 64, so that there always are pieces of some size.
     """
 
     def __init__(self, one: Form, compiled: Callable[[int], Form], most: int = MAX_FORMS) -> None:
-        self._compiled, self._most = compiled, most
+        self._compiled = compiled
+        self._steps = tuple(4**k for k in range(1, most // 2))
+        self._most = most - len(self._steps)
         self._calls = 0
         self._table, self._compiler = threading.Lock(), threading.Lock()
         self._entries = {1: _Entry(one, 0)}
@@ -69,16 +72,24 @@ class PerBatch:
     def _pieces(self, batch: int) -> list[tuple[int, Form]]:
         with self._table:
             self._calls += 1
-            if batch in self._entries or not self._has_place():
+            if not self._missing(batch):
                 return self._cut(batch)
         with self._compiler:
             with self._table:
-                wanted = batch not in self._entries and self._has_place()  # another thread may have compiled meanwhile
-            form = self._compiled(batch) if wanted else None
+                missing = self._missing(batch)  # another thread may have compiled meanwhile
+            forms = {size: self._compiled(size) for size in missing}
             with self._table:
-                if form is not None:
-                    self._add(batch, form)
+                for size, form in forms.items():
+                    self._add(size, form)
                 return self._cut(batch)
+
+    def _missing(self, batch: int) -> list[int]:
+        """What is to be compiled for this batch: itself where there is a place for it, or else the steps up to it."""
+        if batch in self._entries:
+            return []
+        if batch in self._steps or self._has_place():
+            return [batch]
+        return [size for size in self._steps if size <= batch and size not in self._entries]
 
     def _cut(self, batch: int) -> list[tuple[int, Form]]:
         if batch in self._entries:
@@ -90,15 +101,20 @@ class PerBatch:
         return pieces
 
     def _has_place(self) -> bool:
-        return len(self._entries) < self._most or self._calls - self._entries[self._oldest()].last_call > IDLE_CALLS
+        if len(self._exact()) < self._most:
+            return True
+        return self._calls - self._entries[self._oldest()].last_call > IDLE_CALLS
+
+    def _exact(self) -> set[int]:
+        return self._entries.keys() - set(self._steps)
 
     def _add(self, batch: int, form: Form) -> None:
-        if len(self._entries) >= self._most:
+        if batch not in self._steps and len(self._exact()) >= self._most:
             del self._entries[self._oldest()]
         self._entries[batch] = _Entry(form, self._calls)
 
     def _oldest(self) -> int:
-        return min(self._entries.keys() - {1}, key=lambda size: self._entries[size].last_call)
+        return min(self._exact() - {1}, key=lambda size: self._entries[size].last_call)
 
 
 def affordable(weights_bytes: int) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 
 WINDOW = 3  # rounds that are compared with as many before them
 STABLE = 0.05
-SHORT_S = 0.05  # a call shorter than this is preceded by an untimed one
+SHORT_S = 0.05  # where a contender of a group is shorter than this, every call is preceded by an untimed one,
+LONG_S = 1.0  # unless it is longer than this itself
 
 Clock = Callable[[], float]
 
@@ -68,9 +69,10 @@ def interleave(
 ) -> Rounds:
     """Time all contenders side by side, after a warm-up until their times level out.
 
-    In each round every contender runs once, in an order drawn from `seed`. A call shorter than `SHORT_S` is preceded by
-    an untimed one of its own, which wakes its threads and fills the caches that its neighbour left to it; that is the
-    steady state that a service sees. Garbage is collected between rounds, not in them.
+    In each round every contender runs once, in an order drawn from `seed`. Where one of them is shorter than `SHORT_S`,
+    the timed call of each follows an untimed one of its own, which wakes its threads and fills the caches that its
+    neighbour left to it: the steady state that a service sees. Calls longer than `LONG_S` are spared that, as it would
+    not show. Garbage is collected between rounds, not in them.
     """
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
@@ -78,12 +80,13 @@ def interleave(
     order = np.random.default_rng(seed)
     with _collector_off():
         warmup, stable = _warm_up(contenders, effort, clock)
-        short = {c.name for c in contenders if min(warmup[c.name]) < SHORT_S}
+        fastest = {name: min(times) for name, times in warmup.items()}
+        again = {name for name, best in fastest.items() if min(fastest.values()) < SHORT_S and best < LONG_S}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         began = clock()
         while _goes_on(len(seconds[names[0]]), clock() - began, effort):
             for k in order.permutation(len(contenders)):
-                if names[k] in short:
+                if names[k] in again:
                     contenders[k].seconds(clock)
                 seconds[names[k]].append(contenders[k].seconds(clock))
             gc.collect(0)
@@ -110,11 +113,11 @@ def _warm_up(contenders: Sequence[Contender], effort: Effort, clock: Clock) -> t
 
 
 def levelled_out(seconds: Sequence[float]) -> bool:
-    """Whether the median of the last `WINDOW` rounds is at most `STABLE` below that of as many before."""
+    """Whether the median of the last `WINDOW` rounds is at most `STABLE` below the fastest of as many before."""
     if len(seconds) < 2 * WINDOW:
         return False
-    before, last = (statistics.median(part) for part in (seconds[-2 * WINDOW : -WINDOW], seconds[-WINDOW:]))
-    return last >= before * (1 - STABLE)
+    before, last = seconds[-2 * WINDOW : -WINDOW], seconds[-WINDOW:]
+    return statistics.median(last) >= min(before) * (1 - STABLE)
 
 
 @contextmanager

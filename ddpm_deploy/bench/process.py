@@ -64,11 +64,26 @@ def first_picture(
     device: str = "cpu",
     runs: int = 5,
 ) -> ColdStart:
-    """Cold start of this package; arguments as in `Sampler.load` and `Sampler.sample`."""
+    """Cold start of this package; arguments as in `own_command`."""
+    command = own_command(bundle, backend, precision, solver, steps, threads, device=device)
+    return cold_start(command, runs, device=device)
+
+
+def own_command(
+    bundle: str | os.PathLike[str],
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    solver: str | None = None,
+    steps: int | None = None,
+    threads: int | None = None,
+    *,
+    device: str = "cpu",
+) -> list[str]:
+    """The command that draws this package's first picture; arguments as in `Sampler.load` and `Sampler.sample`."""
     given = {"backend": backend, "precision": precision, "device": device, "solver": solver, "steps": steps}
     options = [f"--{name}={value}" for name, value in {**given, "threads": threads}.items() if value is not None]
     hold = [] if device_index(device) is None else ["--hold"]
-    return cold_start([sys.executable, "-c", FIRST_PICTURE, os.fspath(bundle), *options, *hold], runs, device=device)
+    return [sys.executable, "-c", FIRST_PICTURE, os.fspath(bundle), *options, *hold]
 
 
 def cold_start(
@@ -78,12 +93,23 @@ def cold_start(
 
     RuntimeError with the end of its messages where it fails.
     """
+    return cold_starts({"it": command}, runs, device=device, timeout_s=timeout_s)["it"]
+
+
+def cold_starts(
+    commands: Mapping[str, Sequence[str]], runs: int = 5, *, device: str = "cpu", timeout_s: float = TIMEOUT_S
+) -> dict[str, ColdStart]:
+    """As `cold_start` for several commands, one after the other in every round, so that drift reaches all alike."""
     if runs < 1:
         raise ValueError(f"runs: got {runs}, expected at least 1")
-    _run_once(command, device, timeout_s)
-    figures = [_run_once(command, device, timeout_s) for _ in range(runs)]
-    medians = {key: _median([run[key] for run in figures]) for key in figures[0]}
-    return ColdStart(**medians, runs=tuple(figures))
+    for command in commands.values():
+        _run_once(command, device, timeout_s)
+    rounds = [{name: _run_once(c, device, timeout_s) for name, c in commands.items()} for _ in range(runs)]
+    return {name: _over([figures[name] for figures in rounds]) for name in commands}
+
+
+def _over(runs: Sequence[Mapping[str, Any]]) -> ColdStart:
+    return ColdStart(**{key: _median([run[key] for run in runs]) for key in runs[0]}, runs=tuple(runs))
 
 
 def artefact_bytes(manifest: Manifest) -> dict[str, int]:

@@ -101,13 +101,8 @@ def time_at_limit(work: Work, limits: Limits, precision: str) -> TimeAtLimit:
     return TimeAtLimit(max(compute_s, memory_s), COMPUTE if compute_s >= memory_s else MEMORY)
 
 
-def time_at_limit_s(work: Work, limits: Limits, precision: str) -> float:
-    """The seconds of `time_at_limit`."""
-    return time_at_limit(work, limits, precision).seconds
-
-
 def percent_of_limit(seconds: float, work: Work, limits: Limits, precision: str) -> tuple[float, str]:
-    """(percent, which bound): how near a forward that takes `seconds` comes to the limit; over 100 a count is wrong."""
+    """(percent, which bound): how near a forward of `seconds` comes; over 100 where its graph leaves work out."""
     limit = time_at_limit(work, limits, precision)
     return 100 * limit.seconds / seconds, limit.bound
 

@@ -45,6 +45,7 @@ def key_of(bundle: Bundle, question: Question) -> dict[str, Any]:
         "question": asdict(question),
         "package": __version__,
         "versions": {name: version for name, version in versions.items() if version},
+        "torch threads": os.environ.get("OMP_NUM_THREADS"),
         "cpu": {name: cpu.get(name) for name in CPU_FIELDS},
         "gpus": [] if question.device == CPU else [gpu.get("name") for gpu in describe_gpus()],
     }

@@ -93,6 +93,8 @@ class Question:
         return list(dict.fromkeys([FP32, *stored, *backend.precisions]))
 
     def _threads(self, backend: str, device: str) -> list[int | None]:
-        if backend == TORCH or device != CPU:  # torch has one number for the whole process, which is not ours to set
+        if device != CPU:
             return [None]
+        if backend == TORCH:  # it has one number for the whole process, which is not ours to set
+            return [None] if self.threads is None else []
         return [self.threads] if self.threads else [*sorted({1, usable_cpus()})]

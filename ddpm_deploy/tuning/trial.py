@@ -19,6 +19,7 @@ from ddpm_deploy.errors import BackendError, BackendUnavailable, BundleError
 from ddpm_deploy.job import example_conditions
 from ddpm_deploy.noise import initial_noise
 from ddpm_deploy.parity.budget import budget_for
+from ddpm_deploy.parity.measure import relative_l2
 from ddpm_deploy.parity.next_state import picture_range
 from ddpm_deploy.parity.recorded import compare_recorded, recorded_reference
 from ddpm_deploy.reference import Reference
@@ -31,6 +32,8 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 FIRST_LOOK = Effort(budget_s=0.0, min_rounds=3, max_rounds=3, max_warmup=1)
 HOPELESS = 2.0  # times as slow as the fastest in the first look
 LONG_S = 1.0
+APART = {"fp32": 1e-5}  # relative L2 of a sample in a batch from itself alone
+APART_REDUCED = 0.05
 
 Open = Callable[[Candidate], Backend]
 Tell = Callable[[str], None]
@@ -172,10 +175,23 @@ def _failures(backends: Mapping[str, Backend], feeds: Mapping[str, np.ndarray]) 
     failed = {}
     for name, backend in backends.items():
         try:
-            backend.run(feeds)
+            wrong = _apart_from_itself(backend, feeds)
         except BackendError as error:
-            failed[name] = one_line(error)
+            wrong = one_line(error)
+        if wrong:
+            failed[name] = wrong
     return failed
+
+
+def _apart_from_itself(backend: Backend, feeds: Mapping[str, np.ndarray]) -> str:
+    """How the first and the last sample of a batch differ from themselves alone, at which parity was judged; or ""."""
+    whole = next(iter(backend.run(feeds).values()))
+    for k in (0, len(whole) - 1):
+        alone = next(iter(backend.run({name: array[k : k + 1] for name, array in feeds.items()}).values()))
+        error = relative_l2(whole[k : k + 1], alone)
+        if not error <= APART.get(backend.precision, APART_REDUCED):
+            return f"sample {k} of the batch is {error:.2g} (relative L2) from itself alone"
+    return ""
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:

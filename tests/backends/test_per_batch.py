@@ -62,6 +62,20 @@ def test_sizes_past_the_bound_go_in_pieces_in_their_order(make: Callable, compil
     assert compiled == [4, 7]
 
 
+def test_sizes_past_the_bound_find_pieces_of_some_size_whatever_came_before(
+    make: Callable, compiled: list[int]
+) -> None:
+    """As where a batcher drains: 32, 31, 30, ... must not leave only pieces of 1 for 24."""
+    forms = make(8)
+    for batch in range(32, 20, -1):
+        run(forms, batch)
+    assert compiled == [32, 31, 30, 29, 4, 16]
+    assert len(forms.sizes) <= 8
+    for batch in (24, 100, 7, 64):
+        run(forms, batch)
+    assert compiled == [32, 31, 30, 29, 4, 16, 64]
+
+
 def test_a_form_that_was_not_called_for_long_gives_its_place(
     make: Callable, compiled: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

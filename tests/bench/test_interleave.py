@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from ddpm_deploy.bench import measure
 from ddpm_deploy.bench.measure import SHORT_S, WINDOW, Contender, Effort, interleave, levelled_out
 from ddpm_deploy.bench.statistics import paired_ratio
 
@@ -89,7 +90,7 @@ def test_warm_up_lasts_until_no_contender_gets_faster() -> None:
     contenders = [machine.contender("warming", lambda: next(falling)), machine.steady("steady", LONG_S)]
     result = interleave(contenders, Effort(1000, 5, 5), clock=machine)
     assert result.stable
-    assert result.warmup_rounds == 7 + 1 + 2 + (WINDOW - 1)  # two medians of 1.0 beside each other
+    assert result.warmup_rounds == 8 + WINDOW  # three rounds no faster than the fastest before them
     assert result.seconds["warming"] == pytest.approx([1.0] * 5)
 
 
@@ -114,11 +115,25 @@ def test_levelled_out_compares_the_last_three_with_the_three_before(seconds: lis
 
 def test_short_call_follows_an_untimed_one_of_its_own_and_a_long_one_does_not() -> None:
     machine = Machine()
-    contenders = [machine.steady("short", SHORT_S / 10), machine.steady("long", LONG_S)]
+    contenders = [machine.steady("short", SHORT_S / 10), machine.steady("long", 2 * measure.LONG_S)]
     interleave(contenders, Effort(1000, 10, 10), clock=machine)
     measured = machine.ran[-30:]
     assert (measured.count("short"), measured.count("long")) == (20, 10)
     assert set("".join(name[0] for name in measured).split("l")) <= {"", "ss", "ssss"}
+
+
+def test_where_one_call_is_short_all_but_long_ones_get_an_untimed_call() -> None:
+    machine = Machine()
+    contenders = [machine.steady("short", SHORT_S / 10), machine.steady("longer", 2 * SHORT_S)]
+    interleave(contenders, Effort(1000, 10, 10), clock=machine)
+    assert (machine.ran[-40:].count("short"), machine.ran[-40:].count("longer")) == (20, 20)
+
+
+def test_where_no_call_is_short_there_are_no_untimed_ones() -> None:
+    machine = Machine()
+    contenders = [machine.steady("one", 2 * SHORT_S), machine.steady("other", 3 * SHORT_S)]
+    interleave(contenders, Effort(1000, 10, 10), clock=machine)
+    assert len(machine.ran) == 20 + 2 * 2 * WINDOW
 
 
 def test_device_is_waited_for_inside_of_the_timed_region() -> None:

@@ -16,7 +16,7 @@ from onnx import numpy_helper, parser
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_deploy.bench.limits import Limit, Limits
-from ddpm_deploy.bench.work import Work, count_work, percent_of_limit, time_at_limit, time_at_limit_s
+from ddpm_deploy.bench.work import Work, count_work, percent_of_limit, time_at_limit
 from ddpm_deploy.bundle import TensorSpec, default_bundle, read_bundle
 from ddpm_deploy.model import UNet, UNetConfig
 
@@ -172,7 +172,6 @@ def test_longer_of_compute_and_memory_is_the_limit() -> None:
     assert (slow.seconds, slow.bound) == (pytest.approx(0.02), "compute")
     fast = time_at_limit(WORK, limits({"fp32": 10_000}, 50), "fp32")
     assert (fast.seconds, fast.bound) == (pytest.approx(0.002), "memory")
-    assert time_at_limit_s(WORK, limits({"fp32": 100}, 50), "fp32") == slow.seconds
 
 
 @pytest.mark.parametrize(("precision", "megabytes"), [("fp32", 100), ("bf16", 60), ("fp16", 60), ("int8", 40)])

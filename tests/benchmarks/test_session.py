@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness import Bench
+from benchmarks.harness import Bench, Trial
 from benchmarks.specs import Options, Spec, may_skip
-from ddpm_deploy.bench.record import Report, read_report
+from ddpm_deploy.bench.record import Report, read_report, write_report
 from ddpm_deploy.errors import BackendUnavailable, ParityError
 
 ROOT = Path(__file__).parents[2]
@@ -101,3 +102,36 @@ def test_parity_over_budget_is_never_skipped() -> None:
     assert bench.skip_reason(STEP, ParityError("over budget")) is None
     assert bench.skip_reason(STEP, BackendUnavailable("not installed")) == "not installed"
     assert bench.skipped == {"step[openvino-fp32-b1]": "not installed"}
+
+
+@pytest.mark.parametrize("model", ["digits", "cifar10", "celebahq256"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_row_has_an_id_of_its_own(model: str, full: bool, device: str) -> None:
+    suites = ("step", "sampling", "deadline", "parity", "quality", "cold")
+    options = Options(model=model, full=full, device=device)
+    modules = [importlib.import_module(f"benchmarks.bench_{suite}") for suite in suites]
+    ids = [spec.id for module in modules for spec in module.specs(options)]
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_report_of_a_selection_does_not_replace_that_of_all(tmp_path: Path) -> None:
+    """And a gate is not measured against its own folder."""
+    report = tmp_path / "report.json"
+    write_report(Report("a", "2026-01-01T00:00:00Z", "pytest", "quick", {}, {}, {}, {}), report)
+    done = pytest_in_benchmarks("benchmarks/bench_step.py", "--gate", str(report), "--report", str(tmp_path))
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "would replace that one" in done.stderr
+
+
+def test_what_breaks_a_group_is_found_once(tiny_bundle: Path) -> None:
+    bench, specs, calls = Bench(Options(model=str(tiny_bundle))), {STEP: "a"}, []
+
+    def build(spec: Spec, bench: Bench) -> Trial:
+        calls.append(spec)
+        raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            bench.row(STEP, specs, build, lambda contenders: {})
+    assert len(calls) == 1
