@@ -4,8 +4,8 @@
     pytest benchmarks/ --full
     python -m benchmarks.targets benchmarks/reports/cifar10-full benchmarks/reports/digits-full
 
-Ratios are paired, within the rounds of one group; parity is that of our row. A figure that could not be measured here
-says why.
+Ratios are paired, within the rounds of one group; parity is that of our row. A figure of a row that is not to be quoted
+says so beside its verdict, and one that could not be measured here says why.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 from benchmarks.bench_sampling import FEW, LOOPS
 from benchmarks.peers import COMPILED, EAGER
 from ddpm_deploy.bench.record import OWN, Report, Row, read_report
+from ddpm_deploy.bench.report.gains import EQUAL, as_good
+from ddpm_deploy.bench.report.views import flags
 from ddpm_deploy.bench.statistics import Interval, paired_ratio
 
 THOUSAND = "a picture, a thousand evaluations or twelve, batch 1"
@@ -29,16 +31,18 @@ HEADS = ("figure", "target", "measured", "by", "parity of it", "")
 
 @dataclass(frozen=True)
 class Found:
-    """One measured figure. at_least: which side of the target is good."""
+    """One measured figure. ok: whether it reached its target. reservations: why not to rely on it, each once."""
 
     value: str
     by: str = ""
     parity: str = ""
     ok: bool | None = None
+    reservations: tuple[str, ...] = ()
 
     def line(self, figure: str, target: str) -> str:
         """One row of the table."""
         verdict = {True: "reached", False: "**missed**", None: "not measured here"}[self.ok]
+        verdict += f", but {', '.join(self.reservations)}" if self.reservations else ""
         return f"| {figure} | {target} | {self.value} | {self.by} | {self.parity} | {verdict} |"
 
 
@@ -62,7 +66,7 @@ def table(network: Report, digits: Report) -> str:
         entries.append((figure, "≥ 85 %", _peak(network, precision, 85.0)))
     entries += [
         ("a whole sampling over its evaluations, batch 1", "≤ 1.01", lambda: _loop(network, 1.01)),
-        ("digits at equal quality: twelve evaluations of ours against `DDPMPipeline`'s thousand", "≥ 350x",
+        ("digits: twelve evaluations of ours against `DDPMPipeline`'s thousand", "≥ 350x",
          lambda: _thousand(digits, 350.0)),
         ("peak memory of the service, of diffusers'", "≤ 0.4x", lambda: _cold(network, "peak_rss_bytes", 0.4)),
         ("cold start to the first picture, of diffusers'", "≤ 0.4x", lambda: _cold(network, "total_s", 0.4)),
@@ -79,7 +83,7 @@ def _step(report: Report, precision: str, against: str, batch: int, target: floa
         if best is None or other is None:
             return Found(_why_not(report, f"{precision}-b{batch}" if best is None else against))
         ratio = paired_ratio(other.samples_s, best.samples_s)
-        return Found(_ratio(ratio), best.contender, _parity(best), ratio.value >= target)
+        return Found(_ratio(ratio), best.contender, _parity(best), ratio.value >= target, _flags(best, other))
 
     return measure
 
@@ -89,7 +93,8 @@ def _peak(report: Report, precision: str, target: float) -> Measure:
         best = _best([row for row in report.rows if row.suite == "step" and row.batch == 8], precision)
         if best is None or best.percent_of_limit is None:
             return Found(_why_not(report, f"{precision}-b8"))
-        return Found(f"{best.percent_of_limit:.0f} %", best.contender, _parity(best), best.percent_of_limit >= target)
+        reached = best.percent_of_limit >= target
+        return Found(f"{best.percent_of_limit:.0f} %", best.contender, _parity(best), reached, _flags(best))
 
     return measure
 
@@ -111,17 +116,20 @@ def _thousand(report: Report, target: float) -> Found:
     whole = paired_ratio(chain.samples_s, ours.samples_s)
     fewer, faster = paired_ratio(chain.samples_s, by_hand.samples_s), paired_ratio(by_hand.samples_s, ours.samples_s)
     factors = f"{fewer.value:.1f}x fewer × {faster.value:.1f}x faster"
-    value = f"{whole.value:.0f}x [{whole.low:.0f}, {whole.high:.0f}] = {factors}"
-    return Found(f"{value}; {_quality(report)}", ours.contender, _parity(ours), whole.value >= target)
+    value = f"{whole.value:.0f}x [{whole.low:.0f}, {whole.high:.0f}] ≈ {factors}"
+    quality, good = _quality(report)
+    ok = None if good is None else good and whole.value >= target
+    return Found(f"{value}; {quality}", ours.contender, _parity(ours), ok, _flags(ours, chain, by_hand))
 
 
-def _quality(report: Report) -> str:
-    said = [
-        f"{fact['solver']} {fact['nfe']}: {fact['value']:.3f}"
-        for fact in report.sections.get("quality", ())
-        if (fact["solver"], fact["nfe"]) in (("unipc", FEW), ("ddpm", 1000))
-    ]
-    return "quality " + ", ".join(said) if said else "quality was not measured"
+def _quality(report: Report) -> tuple[str, bool | None]:
+    """Of both ways in words, and whether ours is as good; None where one of them was not measured."""
+    values = {(fact["solver"], fact["nfe"]): fact["value"] for fact in report.sections.get("quality", ())}
+    ours, theirs = values.get(("unipc", FEW)), values.get(("ddpm", 1000))
+    if ours is None or theirs is None:
+        return "quality of both was not measured", None
+    verdict = "equal quality" if abs(ours - theirs) <= EQUAL else "quality not equal"
+    return f"{verdict}: unipc {FEW} {ours:.3f}, ddpm 1000 {theirs:.3f}", as_good(ours, theirs)
 
 
 def _cold(report: Report, key: str, target: float) -> Found:
@@ -140,6 +148,11 @@ def _best(rows: Sequence[Row], precision: str) -> Row | None:
 
 def _median(row: Row) -> float:
     return row.summary.median.value
+
+
+def _flags(*rows: Row) -> tuple[str, ...]:
+    """Why the figures of these rows are not to be quoted; a ratio is no better than the worse of its two."""
+    return tuple(dict.fromkeys(reason for row in rows for reason in flags(row).split(", ") if reason))
 
 
 def _ratio(ratio: Interval) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_network: Any) -> 
 def labelled_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `tiny_bundle`, with three classes and so an int64 input `labels`."""
     return write_test_bundle(tmp_path_factory.mktemp("labelled") / "bundle", random_unet(num_classes=3), classes=3)
+
+
+@pytest.fixture(scope="session")
+def plain_onnx() -> Callable[[Any, Any], bytes]:
+    """A plain export of a network with a free batch: (network, inputs as TensorSpecs) -> ONNX."""
+    return onnx_bytes
 
 
 def random_unet(**options: Any) -> Any:

@@ -9,6 +9,8 @@ weighted by precision.
 Intervals are as wide as the bootstraps of both reports make them, and wider where twins differ by more than their own
 intervals explain, since a second run then would as well. They allow for all that is compared (Bonferroni), so that many
 rows do not make many false alarms: `FAMILY` is for all together.
+
+Rows of the suite "deadline" are left out: their contenders took turns, so a tick of one belongs to none of another.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from statistics import NormalDist
 from typing import Any
 
 from ddpm_deploy.bench.record import OWN, PEER, Report, Row
-from ddpm_deploy.bench.report.views import twins
+from ddpm_deploy.bench.report.views import DEADLINE, in_same_rounds, twins
 from ddpm_deploy.bench.report.words import flat
 from ddpm_deploy.bench.statistics import CONFIDENCE, Interval, paired_ratio
 
@@ -88,7 +90,7 @@ def compare(
     anchor: str | None = None,
     only: Collection[str] | None = None,
 ) -> list[Change]:
-    """What became of every row of ours in the old report, of its contenders, and which rows are new.
+    """What became of every row of ours in the old report but deadlines, of its contenders, and which rows are new.
 
     tolerance: of the slow-down, 0.05 is 5 %. anchor: contender; default: the steadiest that a group has in both.
     only: ids of the old report's rows to look for, where the new run left others out on purpose.
@@ -232,7 +234,7 @@ def _variance(ratio: Interval) -> float:
 
 def _peers(row: Row, report: Report) -> list[Row]:
     group = report.group(row.group)
-    return [other for other in group if other.kind == PEER and len(other.samples_s) == len(row.samples_s)]
+    return [other for other in group if other.kind == PEER and in_same_rounds(row, other)]
 
 
 def _missing(row: Row, is_there: bool, new: Report) -> Change:
@@ -247,7 +249,7 @@ def _missing(row: Row, is_there: bool, new: Report) -> Change:
 
 
 def _own(report: Report) -> list[Row]:
-    return [row for row in report.rows if row.kind == OWN]
+    return [row for row in report.rows if row.kind == OWN and row.suite != DEADLINE]
 
 
 def _key(row: Row) -> tuple[Any, ...]:
@@ -257,7 +259,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 def _other_company(old: Report, new: Report) -> Iterator[str]:
     """Groups in which others were timed beside the same rows: they share the caches with each other."""
-    for group in old.groups:
+    for group in dict.fromkeys(row.group for row in _own(old)):
         before, after = ({row.contender for row in report.group(group)} for report in (old, new))
         if after and before != after:
             yield f"{group}: timed beside others than before: {', '.join(sorted(before ^ after))}"

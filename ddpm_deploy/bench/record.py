@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -86,12 +86,12 @@ class Report:
     {"what", "reason"} each; what: a suite, a group, a contender or the id of a row, or words.
 
     sections: facts that are no rows, lists of plain mappings by name; any may be missing, and so may any key:
-    quality: contender, solver, steps, nfe, figure (what is measured), value, baseline (of real samples), n.
-    parity_curves: contender, solver, and by step the lists t, prediction_relative_l2, drift_max_abs.
-    cold_start: contender, medians import_s, load_s, first_picture_s, total_s, and total_samples_s, peak_rss_bytes,
-    artefact_bytes, n. sizes: file, precision, size_bytes. overhead: what, value, unit, target. export: what, seconds,
-    size_bytes. crosschecks: row, ours_ms, tool, version, figure_ms, what. loadgen: scenario, figure, value, unit, n,
-    label.
+    quality: contender, solver, steps, nfe, figure (what is measured; more is better), value, baseline (of real
+    samples), n. parity_curves: contender, solver, weights, and by step the lists t, prediction_relative_l2,
+    drift_max_abs. cold_start: contender, medians import_s, load_s, first_picture_s, total_s, and total_samples_s,
+    peak_rss_bytes, artefact_bytes, n, parity (in words). sizes: file, precision, size_bytes. overhead: what, value,
+    unit, target. export: what, seconds, size_bytes. crosschecks: row, ours_ms, tool, version, figure_ms, what, parity.
+    loadgen: scenario, figure, value, unit, n, label, contender, parity.
     """
 
     name: str
@@ -120,8 +120,10 @@ class Report:
 def write_report(report: Report, path: Path) -> None:
     """Write report.json. Beside its raw samples each row gets its summary, for readers that are not this package.
 
-    JSON knows no infinity: a figure that is none, which a section may hold, becomes null.
+    JSON knows no infinity: a figure that is none, which a section may hold, becomes null. Raises ValueError for two
+    rows of one id, as `read_report` does.
     """
+    _require_own_ids(report.rows, str(path))
     document = asdict(report)
     for row, plain in zip(report.rows, document["rows"], strict=True):
         plain["summary"] = asdict(row.summary)
@@ -142,10 +144,14 @@ def read_report(path: Path) -> Report:
     if not isinstance(plain_rows, list):
         raise ValueError(f"{path}: rows: got {type(plain_rows).__name__}, expected a list")
     rows = tuple(_row(plain, f"{path}: rows[{i}]") for i, plain in enumerate(plain_rows))
+    _require_own_ids(rows, str(path))
+    return from_dict(Report, {**document, "rows": rows}, str(path))
+
+
+def _require_own_ids(rows: Iterable[Row], where: str) -> None:
     twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if twice:
-        raise ValueError(f"{path}: rows: got {twice[0]!r} more than once, expected an id of its own for each")
-    return from_dict(Report, {**document, "rows": rows}, str(path))
+        raise ValueError(f"{where}: rows: got {twice[0]!r} more than once, expected an id of its own for each")
 
 
 def _row(plain: Any, where: str) -> Row:

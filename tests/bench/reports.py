@@ -12,7 +12,9 @@ from ddpm_deploy.bench.record import OWN, PEER, TWIN, Parity, Report, Row
 
 EAGER, COMPILED = "diffusers eager fp32", "torch.compile fp32"
 OURS = ("onnxruntime fp32", "onnxruntime int8", "openvino fp32", "torch fp32")
-PEERS = (EAGER, COMPILED, "ONNX Runtime, plain export", "OpenVINO, plain export")
+CHAIN, BY_HAND = "diffusers DDPMPipeline fp32", "diffusers UniPC loop fp32"
+CHOICE = "a picture, a thousand evaluations or twelve, batch 1"
+PEERS = (EAGER, COMPILED, "ONNX Runtime, plain export", "OpenVINO, plain export", CHAIN, BY_HAND)
 TWINS = ("onnxruntime fp32 (twin)",)
 
 # Milliseconds of one evaluation, by batch: the truth behind every report.
@@ -119,6 +121,14 @@ def sampling_rows(rng: np.random.Generator) -> list[Row]:
     return found
 
 
+def choice_rows(rng: np.random.Generator) -> list[Row]:
+    """A group in which each chooses its solver: a step of the slow way takes 6.0 ms, of the few-step peer 7.32."""
+    work = {CHAIN: ("ddpm", 1000, 6.0), BY_HAND: ("unipc", 12, 7.32), "onnxruntime fp32": ("unipc", 12, 1.2)}
+    ms = {name: nfe * step for name, (_, nfe, step) in work.items()}
+    rows = make_rows("sampling", CHOICE, ms, rounds=40, solver="any", rng=rng)
+    return [replace(row, solver=work[row.contender][0], nfe=work[row.contender][1]) for row in rows]
+
+
 def small_report(seed: int = 0, scale: Mapping[str, float] | None = None, **options: Any) -> Report:
     """Single evaluations only."""
     rows = step_rows(np.random.default_rng(seed), scale, **options)
@@ -163,7 +173,7 @@ def sections(rng: np.random.Generator) -> dict[str, Any]:
         ("ddpm", 1000, 0.880, 2.06), ("ddim", 50, 0.858, 2.18), ("ddim", 12, 0.845, 2.13),
         ("dpmpp_2m", 12, 0.868, 2.08), ("unipc", 12, 0.874, 2.05), ("unipc", 6, 0.836, 2.08),
     ]  # fmt: skip
-    figures = (("mean top probability", 2, 0.915), ("nearest real digit", 3, 2.06))
+    figures = (("mean top probability", 2, 0.915), ("spread of the pictures", 3, 2.06))
     return {
         "quality": [
             {"contender": "onnxruntime fp32", "solver": entry[0], "steps": entry[1], "nfe": entry[1], "figure": figure,
@@ -198,7 +208,7 @@ def _curve(contender: str, error: float, rng: np.random.Generator) -> dict[str, 
     prediction = error * (0.35 + 0.65 * np.linspace(0, 1, 50) ** 2) * wobble
     drifted = np.cumsum(prediction) * 0.2
     return {"contender": contender, "solver": "ddim", "t": t.tolist(), "prediction_relative_l2": prediction.tolist(),
-            "drift_max_abs": drifted.tolist()}  # fmt: skip
+            "drift_max_abs": drifted.tolist(), "weights": "trained"}  # fmt: skip
 
 
 MODEL = {

@@ -176,6 +176,19 @@ def test_noise_that_hides_a_slowdown_is_told_with_its_size() -> None:
     assert unseen(compare(run(1, layout=0), run(2, layout=0))) is None
 
 
+def test_deadlines_are_left_out_as_their_contenders_took_turns() -> None:
+    ms = {OURS: 1.0, ANCHOR: 1.2}
+
+    def with_ticks(report: Report, seed: int, slowdown: float) -> Report:
+        late = {**ms, OURS: slowdown, f"torch fp32 {seed}": 3.0}
+        ticks = make_rows("deadline", "one evaluation every 20 ms", late, rng=np.random.default_rng(seed))
+        return replace(report, rows=(*report.rows, *ticks))
+
+    old, new = run(1), run(2)
+    assert compare(with_ticks(old, 3, 1.0), with_ticks(new, 4, 2.0)) == compare(old, new)
+    assert warnings(with_ticks(old, 3, 1.0), with_ticks(new, 4, 2.0)) == []
+
+
 def test_anchor_can_be_named() -> None:
     old, new = small_report(1), small_report(2)
     assert {c.anchor for c in compare(old, new, anchor="torch.compile fp32")} == {"torch.compile fp32"}

@@ -36,6 +36,14 @@ def test_every_row_and_its_command_is_there(page: str, report: Report) -> None:
         assert f"| `{row.id}` | {row.nfe} | `{row.command}` |" in page
 
 
+def test_curves_of_random_weights_are_labelled(report: Report) -> None:
+    curves = [{**curve, "weights": "random"} for curve in report.sections["parity_curves"]]
+    page = to_markdown(replace(report, sections={"parity_curves": curves}))
+    section = page.partition("## Parity\n")[2].partition("\n## ")[0]
+    assert "| contender | solver | weights |" in section
+    assert section.count("| random |") == len(curves)
+
+
 def test_every_table_is_rectangular(page: str) -> None:
     found = tables(page)
     assert len(found) > 15

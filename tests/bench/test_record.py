@@ -57,6 +57,13 @@ def test_figures_that_json_cannot_hold_do_not_lose_a_run(report: Report, tmp_pat
     assert entry == {"value": None, "baseline": 0.5, "worst": [None, 1.0]}
 
 
+def test_two_rows_of_one_id_are_not_written(report: Report, tmp_path: Path) -> None:
+    twice = replace(report, rows=(*report.rows, replace(report.rows[3], batch=2)))
+    with pytest.raises(ValueError, match="got 'one evaluation, batch 1 / torch fp32' more than once"):
+        write_report(twice, tmp_path / "report.json")
+    assert not (tmp_path / "report.json").exists()
+
+
 def broken(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
     def breaks(text: str) -> str:
         document = json.loads(text)

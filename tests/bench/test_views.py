@@ -8,13 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reports import COMPILED, EAGER, STEP_MS, full_report, make_rows, small_report
+from reports import (
+    BY_HAND,
+    CHAIN,
+    CHOICE,
+    COMPILED,
+    EAGER,
+    STEP_MS,
+    choice_rows,
+    full_report,
+    make_rows,
+    small_report,
+)
 
+from benchmarks import targets
 from ddpm_deploy.bench.record import OWN, PEER, Parity, Report, Row
 from ddpm_deploy.bench.report.document import text_of
-from ddpm_deploy.bench.report.gains import gains
+from ddpm_deploy.bench.report.gains import EQUAL, as_good, gains
+from ddpm_deploy.bench.report.markdown import to_markdown
 from ddpm_deploy.bench.report.summary import summary
-from ddpm_deploy.bench.report.tables import suite_table, without_empty
+from ddpm_deploy.bench.report.tables import suite_table, winners_table, without_empty
 from ddpm_deploy.bench.report.views import (
     against,
     by_batch,
@@ -25,6 +38,7 @@ from ddpm_deploy.bench.report.views import (
     winner,
     winners,
 )  # fmt: skip
+from ddpm_deploy.bench.statistics import paired_ratio
 
 ORT, INT8, PLAIN_ORT = "onnxruntime fp32", "onnxruntime int8", "ONNX Runtime, plain export"
 
@@ -110,6 +124,17 @@ def test_batches_and_twins_are_found(report: Report) -> None:
     assert all(abs(twin.ratio.value - 1) < 0.03 for twin in twins(report))
 
 
+def test_rows_that_took_turns_at_a_rate_are_not_paired() -> None:
+    ms = {ORT: 1.2, "onnxruntime fp32 (twin)": 1.2, EAGER: 7.3}
+    rows = make_rows("deadline", "one evaluation every 20 ms", ms, rng=np.random.default_rng(0))
+    assert twins(replace(small_report(), rows=tuple(rows))) == []
+    assert (winner(rows).eager, winner(rows).strongest) == (None, None)
+
+
+def test_heads_name_the_precision_of_the_peers(report: Report) -> None:
+    assert {"over eager fp32>", "over torch.compile fp32>"} <= set(winners_table(report).columns)
+
+
 def test_twin_that_is_no_twin_shows(report: Report) -> None:
     slow = {"onnxruntime fp32 (twin)": 1.2}
     assert all(twin.ratio.value == pytest.approx(1.2, rel=0.03) for twin in twins(small_report(1, slow)))
@@ -143,25 +168,88 @@ def test_all_rows_of_a_group_stand_in_its_table_fastest_first(report: Report) ->
 # -- gains ------------------------------------------------------------------------------------------------------------
 
 
-def test_gain_is_the_product_of_its_factors_and_near_what_was_timed(report: Report) -> None:
+def with_choice(report: Report) -> Report:
+    """With a group that has the slow way, the few-step peer and ours in the same rounds."""
+    return replace(report, rows=(*report.rows, *choice_rows(np.random.default_rng(3))))
+
+
+def with_quality(report: Report, value: float) -> Report:
+    """With that value of every picture in twelve evaluations."""
+    judged = [{**fact, "value": value} if fact["nfe"] == 12 else fact for fact in report.sections["quality"]]
+    return replace(report, sections={**report.sections, "quality": judged})
+
+
+def test_counted_gain_is_the_product_of_its_factors_and_called_counted(report: Report) -> None:
     gain = next(one for one in gains(report) if one.row.nfe == 12)
     assert gain.fewer == pytest.approx(1000 / 12)
     assert gain.total.value == pytest.approx(gain.fewer * gain.faster.speed_up.value)
-    assert gain.measured == pytest.approx(gain.total.value, rel=0.1)
-    assert "mean top probability 0.874, against 0.880 of ddpm with 1000" in gain.quality
+    assert "mean top probability 0.874 against 0.880 of ddpm with 1000 evaluations" in gain.quality
     assert re.fullmatch(r"1000/12 = 83\.3x × [\d.]+x = \d+x", gain.in_words)
+    assert gain.over == f"ddpm with 1000 evaluations at the pace of {EAGER}; counted, not timed in the same rounds"
+
+
+def test_gain_that_was_timed_in_the_same_rounds_is_that_ratio_and_its_two_factors(report: Report) -> None:
+    gain = next(one for one in gains(with_choice(report)) if one.row.group == CHOICE)
+    rows = with_choice(report).group(CHOICE)
+    slow, few, ours = (row_of(rows, name) for name in (CHAIN, BY_HAND, ORT))
+    assert gain.total == paired_ratio(slow.samples_s, ours.samples_s)
+    assert gain.fewer == paired_ratio(slow.samples_s, few.samples_s).value == pytest.approx(6000 / 87.84, rel=0.05)
+    assert gain.faster.speed_up == paired_ratio(few.samples_s, ours.samples_s)
+    assert gain.fewer * gain.faster.speed_up.value == pytest.approx(gain.total.value, rel=0.05)
+
+
+def test_summary_leads_with_the_gain_that_was_timed_and_names_what_it_is_over(report: Report) -> None:
+    sentence = said(with_choice(report), "A picture:")
+    assert re.search(r"4\d\dx \[\d+, \d+\] ≈ [67]\d\.\dx × [56]\.\d+x", sentence)
+    assert f"over {CHAIN} (ddpm with 1000 evaluations), timed in the same rounds" in sentence
+
+
+def test_baseline_of_another_solver_is_named_as_that_one(report: Report) -> None:
+    quality = (fact for fact in report.sections["quality"] if fact["figure"] == "mean top probability")
+    kept = [fact for fact in quality if fact["solver"] != "ddpm"]
+    sentence = said(replace(report, sections={"quality": kept}), "A picture:")
+    assert f"over ddim with 50 evaluations at the pace of {EAGER}; counted" in sentence
+    assert f"{EAGER} with 50" not in sentence
+
+
+def test_times_of_different_groups_make_no_ratio(report: Report) -> None:
+    """The slow way of another group is no measurement beside ours, however near."""
+    alone = [row for row in choice_rows(np.random.default_rng(3)) if row.contender == CHAIN]
+    apart = replace(report, rows=(*report.rows, *(replace(row, group="elsewhere") for row in alone)))
+    assert all(gain.whole is None for gain in gains(apart))
+    assert "end to end" not in to_markdown(apart)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_fewer_evaluations_of_worse_pictures_are_no_gain(report: Report, timed: bool) -> None:
+    groups = (CHOICE,) if timed else ("unipc, 12 evaluations, batch 1",)
+    rows = tuple(row for row in with_choice(report).rows if row.group in groups)
+    bad = with_quality(replace(report, rows=rows), 0.55)
+    (gain,) = gains(bad)
+    assert (gain.fewer, gain.total, gain.whole) == (None, None, None)
+    assert "quality 0.550 against 0.880 of ddpm with 1000 evaluations" in gain.why_not
+    assert "fewer evaluations are not claimed: quality 0.550 against 0.880" in said(bad, "A picture:")
+    assert "fewer evaluations are not claimed: quality 0.550" in to_markdown(bad)
+
+
+@pytest.mark.parametrize(("loss", "claimed"), [(-0.1, True), (0.9 * EQUAL, True), (1.1 * EQUAL, False)])
+def test_quality_may_be_worse_by_less_than_the_constant(report: Report, loss: float, claimed: bool) -> None:
+    assert as_good(0.88 - loss, 0.88) is claimed
+    facts = [fact for fact in report.sections["quality"] if fact["figure"] == "mean top probability"]
+    near = with_quality(replace(report, sections={"quality": facts}), 0.88 - loss)
+    assert all((gain.fewer is not None) is claimed for gain in gains(near) if gain.row.nfe == 12)
 
 
 def test_baseline_claims_no_gain_over_itself(report: Report) -> None:
     gain = next(one for one in gains(report) if one.row.nfe == 1000)
-    assert (gain.fewer, gain.total, gain.measured) == (None, None, None)
+    assert (gain.fewer, gain.total, gain.whole) == (None, None, None)
     assert gain.in_words.endswith("at equal evaluations")
 
 
 def test_random_weights_claim_no_fewer_evaluations(report: Report) -> None:
     random = replace(report, model={**report.model, "trained": False})
     assert all(gain.fewer is None and "random" in gain.why_not for gain in gains(random))
-    assert "fewer are no claim here: the weights are random" in said(random, "A picture:")
+    assert "fewer evaluations are not claimed: the weights are random" in said(random, "A picture:")
     assert "nothing of pictures" in said(random, "Parity:")
 
 
@@ -172,7 +260,7 @@ def test_fewer_evaluations_are_no_gain_where_the_quality_of_either_is_unknown(re
     if solver == "unipc":
         assert gain.why_not == "the quality of unipc with 12 evaluations in fp32 was not measured"
     else:
-        assert gain.baseline_nfe == 50  # held against the most evaluations that were judged
+        assert gain.slow["nfe"] == 50  # held against the most evaluations that were judged
     assert gains(replace(report, sections={}))[0].fewer is None
 
 
@@ -220,3 +308,75 @@ def test_run_without_twins_admits_it() -> None:
 def test_worst_parity_of_each_precision_is_told(report: Report) -> None:
     bad = changed(report, "openvino fp32", parity=Parity({"relative_l2": 5e-5}, "", "trained"))
     assert "fp32 relative L2 5.0e-05 (openvino fp32); int8 relative L2 1.1e-01" in said(bad, "Parity:")
+
+
+def test_ticks_of_a_deadline_are_no_rounds(report: Report) -> None:
+    measured = said(report, "Measured:")
+    assert re.search(r"rows of 10 to 100 interleaved rounds each; 2 rows of 600 ticks each", measured)
+    assert "ticks" not in said(small_report(), "Measured:")
+    late = replace(report, rows=tuple(row for row in report.rows if row.suite == "deadline"))
+    assert "interleaved" not in said(late, "Measured:")
+
+
+def test_rows_skipped_for_one_reason_are_told_once_and_shortly(report: Report) -> None:
+    why = f"openvino: cpu does not compute in bf16: got {'FP32, ' * 30}expected BF16; use precision 'fp32'"
+    rows = ("step[openvino-bf16-b1]", "sampling[openvino-bf16-b16-unipc12-any]", "parity[openvino-bf16-b2-ddim50]")
+    skipped = tuple({"what": what, "reason": why} for what in rows)
+    many = replace(report, skipped=(*skipped, {"what": "a cross-check", "reason": "no such tool; get it"}))
+    sentence = said(many, "Skipped:")
+    assert sentence.count("cpu does not compute in bf16") == 1
+    assert "3 rows of openvino bf16: cpu does not compute in bf16: got FP32" in sentence
+    assert "a cross-check: no such tool." in sentence
+    assert len(sentence) < 200
+    assert to_markdown(many).count("use precision 'fp32'") == 3
+
+
+def test_rows_that_are_not_to_be_quoted_are_counted_by_reason(report: Report) -> None:
+    rows = tuple(replace(row, stable=row.suite != "step") for row in report.rows)
+    sentence = said(replace(report, rows=rows), "Not to be quoted:")
+    assert "27 still warming up;" in sentence
+    assert re.search(r"; \d too noisy \(.*labels, batch 1 / onnxruntime fp32", sentence)
+
+
+# -- the targets ------------------------------------------------------------------------------------------------------
+
+
+def with_bench_names(report: Report, **values: float) -> Report:
+    """The group of a thousand or twelve, with the quality of both."""
+    facts = [{"solver": solver, "nfe": nfe, "value": values[solver]} for solver, nfe in (("ddpm", 1000), ("unipc", 12))]
+    return replace(with_choice(report), sections={"quality": facts})
+
+
+def line_of(report: Report, begins: str) -> str:
+    (found,) = (line for line in targets.table(report, report).splitlines() if line.startswith(f"| {begins}"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ddpm", "unipc", "quality", "verdict"),
+    [
+        (0.88, 0.875, "equal quality: unipc 12 0.875, ddpm 1000 0.880", "| reached |"),
+        (0.88, 0.55, "quality not equal: unipc 12 0.550, ddpm 1000 0.880", "| **missed** |"),
+        (0.55, 0.88, "quality not equal: unipc 12 0.880, ddpm 1000 0.550", "| reached |"),
+    ],
+)
+def test_thousand_evaluations_are_beaten_by_pictures_as_good_only(
+    report: Report, ddpm: float, unipc: float, quality: str, verdict: str
+) -> None:
+    line = line_of(with_bench_names(report, ddpm=ddpm, unipc=unipc), "digits")
+    assert quality in line
+    assert line.endswith(verdict)
+    assert ("equal quality" in line) == (quality.startswith("equal"))
+
+
+def test_thousand_evaluations_without_quality_reach_nothing(report: Report) -> None:
+    line = line_of(replace(with_choice(report), sections={}), "digits")
+    assert "quality of both was not measured" in line
+    assert line.endswith("| not measured here |")
+
+
+def test_target_reached_by_a_row_that_is_not_to_be_quoted_says_so(report: Report) -> None:
+    figure = "best fp32 step against diffusers eager fp32, batch 1 "
+    assert line_of(report, figure).endswith("| reached |")
+    assert line_of(changed(report, ORT, stable=False), figure).endswith("| reached, but still warming up |")
+    assert line_of(changed(report, EAGER, stable=False), figure).endswith("| reached, but still warming up |")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import onnx_bytes
 from onnx import numpy_helper, parser
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -125,19 +124,19 @@ def network(name: str) -> UNet:
     return UNet(NETWORKS[name][0]).eval()
 
 
-@cache
-def plain(name: str) -> bytes:
-    """The first export of a process takes a dozen seconds."""
-    return onnx_bytes(network(name), specs(*NETWORKS[name][1:]))
+@pytest.fixture(scope="module")
+def plain(plain_onnx: Callable[..., bytes]) -> Callable[[str], bytes]:
+    """The export of a network by name; the first of a process takes a dozen seconds."""
+    return cache(lambda name: plain_onnx(network(name), specs(*NETWORKS[name][1:])))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_count_of_a_plain_export_is_torchs_own(name: str) -> None:
+def test_count_of_a_plain_export_is_torchs_own(plain: Callable[[str], bytes], name: str) -> None:
     assert count_work(plain(name)).flops == pytest.approx(torch_flops(network(name), *NETWORKS[name][1:]), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_weights_count_once_and_work_with_the_batch(name: str) -> None:
+def test_weights_count_once_and_work_with_the_batch(plain: Callable[[str], bytes], name: str) -> None:
     one, eight = (count_work(plain(name), batch) for batch in (1, 8))
     assert one.weight_bytes == pytest.approx(4 * sum(p.numel() for p in network(name).parameters()), rel=0.01)
     assert eight.flops == 8 * one.flops
@@ -146,7 +145,7 @@ def test_weights_count_once_and_work_with_the_batch(name: str) -> None:
     assert eight.bytes_upper > eight.bytes_lower
 
 
-def test_cifar10_network_of_the_paper() -> None:
+def test_cifar10_network_of_the_paper(plain: Callable[[str], bytes]) -> None:
     work = count_work(plain("CIFAR-10"))
     assert 12.1e9 < work.flops < 12.5e9  # 6.1 to 6.2 giga multiply-adds
     assert work.flops_by_op["Conv"] == pytest.approx(12.1e9, rel=0.005)

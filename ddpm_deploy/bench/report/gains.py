@@ -1,4 +1,4 @@
-"""What a picture gains in all: fewer evaluations times faster ones, the first only where quality was measured."""
+"""What a picture gains in all: fewer evaluations times faster ones, the first only where quality stays equal."""
 
 from __future__ import annotations
 
@@ -11,52 +11,77 @@ from ddpm_deploy.bench.report.views import (
     FULL,
     SAMPLING,
     Against,
+    against,
     entries,
     groups_of,
     is_trained,
     median_s,
     winners,
 )
-from ddpm_deploy.bench.report.words import is_number, number
+from ddpm_deploy.bench.report.words import is_number, number, times, times_interval
 from ddpm_deploy.bench.statistics import Interval
+
+EQUAL = 0.02  # in the unit of a figure of quality, of which more is better: pictures that lose no more are as good
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Of a picture by `row` over one by eager diffusers with `baseline_nfe` evaluations.
+    """Of a picture by `row` over one by eager diffusers with the evaluations of `slow`, a fact of the quality's.
 
-    faster: at equal evaluations, paired. quality: what both solvers reach, in words. why_not: the reason that fewer
-    evaluations are not claimed as a gain, empty where they are. measured: the whole, where the slow way was timed too.
+    faster: at equal evaluations. quality: what both solvers reach, in words. why_not: the reason that fewer evaluations
+    are not claimed as a gain, empty where they are. whole: over the slow way, where that was timed in the same rounds;
+    solver: of that what the peer of `faster` gains on the slow way, so whole is about solver times faster. All paired.
     """
 
     row: Row
     faster: Against
-    baseline_nfe: int | None
+    slow: Json | None
     quality: str
     why_not: str
-    measured: float | None
+    whole: Against | None = None
+    solver: Against | None = None
 
     @property
     def fewer(self) -> float | None:
-        """The first factor, if it may be claimed."""
-        return None if self.why_not or self.baseline_nfe is None else self.baseline_nfe / self.row.nfe
+        """The first factor, if it may be claimed: as it was timed, or else the ratio of the evaluations."""
+        if self.why_not or self.slow is None:
+            return None
+        return float(self.slow["nfe"] / self.row.nfe) if self.solver is None else self.solver.speed_up.value
 
     @property
     def total(self) -> Interval | None:
-        """The product of both factors."""
+        """What was measured in the same rounds, or else the product of both factors."""
         if self.fewer is None:
             return None
+        if self.whole is not None:
+            return self.whole.speed_up
         part = self.faster.speed_up
         return Interval(self.fewer * part.value, self.fewer * part.low, self.fewer * part.high)
 
     @property
     def in_words(self) -> str:
-        """`1000/12 = 83.3x × 6.10x = 508x`, or the second factor alone."""
-        speed = f"{number(self.faster.speed_up.value)}x"
-        if self.fewer is None or self.total is None:
+        """`417x [409, 425] ≈ 68.1x × 6.10x` where timed, else `1000/12 = 83.3x × 6.10x = 508x`, or the second alone."""
+        speed = times(self.faster.speed_up.value)
+        if self.fewer is None or self.total is None or self.slow is None:
             return f"{speed} at equal evaluations"
-        fewer = f"{self.baseline_nfe}/{self.row.nfe} = {number(self.fewer)}x"
-        return f"{fewer} × {speed} = {number(self.total.value)}x"
+        if self.whole is not None:
+            return f"{times_interval(self.total)} ≈ {times(self.fewer)} × {speed}"
+        return f"{self.slow['nfe']}/{self.row.nfe} = {times(self.fewer)} × {speed} = {times(self.total.value)}"
+
+    @property
+    def over(self) -> str:
+        """What the whole is held against, by its own solver, and whether it was timed beside this row."""
+        peer = self.faster.other.contender
+        if self.fewer is None or self.slow is None:
+            return peer
+        if self.whole is not None:
+            return f"{self.whole.other.contender} ({_named(self.slow)}), timed in the same rounds"
+        return f"{_named(self.slow)} at the pace of {peer}; counted, not timed in the same rounds"
+
+
+def as_good(value: float, slow: float) -> bool:
+    """Whether pictures of that quality are as good as those of the slow way, to within `EQUAL`."""
+    return value >= slow - EQUAL
 
 
 def gains(report: Report) -> list[Gain]:
@@ -69,35 +94,55 @@ def gains(report: Report) -> list[Gain]:
     return found
 
 
-def _gain(report: Report, row: Row, faster: Against) -> Gain:
-    slow = baseline(report)
-    nfe = None if slow is None else int(slow["nfe"])
-    ours, theirs, why_not = _qualities(report, row, slow)
-    return Gain(row, faster, nfe, _compared(ours, theirs), why_not, _measured(report, row, nfe))
-
-
 def baseline(report: Report) -> Json | None:
     """The quality of the most evaluations that were judged: what every shorter way is held against."""
     return max(_judged(report), key=lambda entry: entry["nfe"], default=None)
 
 
-def _qualities(report: Report, row: Row, slow: Json | None) -> tuple[list[Json], list[Json], str]:
-    """Quality of this row and of the baseline, and why a gain in evaluations may not be claimed."""
+def _gain(report: Report, row: Row, faster: Against) -> Gain:
+    slow = baseline(report)
+    quality, why_not = _quality(report, row, slow)
+    timed = None if slow is None or why_not else _slow_row(report, row, slow)
+    whole, solver = against(row, timed), against(faster.other, timed)
+    return Gain(row, faster, slow, quality, why_not, whole, solver)
+
+
+def _slow_row(report: Report, row: Row, slow: Json) -> Row | None:
+    """Eager diffusers with the baseline's solver and evaluations, where it was timed in the group of this row."""
+    found = [
+        other
+        for other in report.group(row.group)
+        if other.kind == PEER and other.contender.startswith(EAGER)
+        if (other.solver, other.nfe, other.batch, other.precision) == (slow.get("solver"), slow["nfe"], row.batch, FULL)
+    ]
+    return min(found, key=median_s, default=None)
+
+
+def _quality(report: Report, row: Row, slow: Json | None) -> tuple[str, str]:
+    """What this row and the baseline reach, and why a gain in evaluations may not be claimed; each may be empty."""
     if not is_trained(report):
-        return [], [], "the weights are random, so pictures of few evaluations cannot be judged"
+        return "", "the weights are random, so pictures of few evaluations cannot be judged"
     if slow is None:
-        return [], [], "the quality of the pictures was not measured"
-    ours = [entry for entry in _judged(report) if _is_of(entry, row)]
-    theirs = [e for e in _judged(report) if (e["nfe"], e.get("solver")) == (slow["nfe"], slow.get("solver"))]
-    shared = {entry.get("figure") for entry in ours} & {entry.get("figure") for entry in theirs}
-    if not shared:
-        return [], [], f"the quality of {row.solver} with {row.nfe} evaluations in {row.precision} was not measured"
+        return "", "the quality of the pictures was not measured"
+    pairs = _pairs(report, row, slow)
+    if not pairs:
+        return "", f"the quality of {row.solver} with {row.nfe} evaluations in {row.precision} was not measured"
+    said = "; ".join(dict.fromkeys(f"{ours.get('figure')} {_compared(ours, theirs)}" for ours, theirs in pairs))
     if row.nfe >= slow["nfe"]:
-        return ours, theirs, "it is what shorter ways are held against"
-    return ours, [entry for entry in theirs if entry.get("figure") in shared], ""
+        return said, "it is what shorter ways are held against"
+    worse = [(ours, theirs) for ours, theirs in pairs if not as_good(ours["value"], theirs["value"])]
+    return said, "; ".join(f"quality {_compared(*pair)} ({pair[0].get('figure')})" for pair in worse)
 
 
-def _judged(report: Report) -> list[Json]:
+def _pairs(report: Report, row: Row, slow: Json) -> list[tuple[Json, Json]]:
+    """Every figure of this row's pictures beside the same figure of the baseline's."""
+    judged = _judged(report)
+    theirs = [e for e in judged if (e["nfe"], e.get("solver")) == (slow["nfe"], slow.get("solver"))]
+    ours = [entry for entry in judged if _is_of(entry, row)]
+    return [(mine, other) for mine in ours for other in theirs if mine.get("figure") == other.get("figure")]
+
+
+def _judged(report: Report) -> Sequence[Json]:
     quality = entries(report, "quality")
     return [entry for entry in quality if is_number(entry.get("nfe")) and is_number(entry.get("value"))]
 
@@ -108,23 +153,10 @@ def _is_of(entry: Json, row: Row) -> bool:
     return same and (row.precision == FULL or entry.get("contender") == row.contender)
 
 
-def _compared(ours: Sequence[Json], theirs: Sequence[Json]) -> str:
-    """`mean top probability 0.874, against 0.880 of ddpm with 1000`."""
-    said = []
-    for entry in ours:
-        other = next((one for one in theirs if one.get("figure") == entry.get("figure")), None)
-        if other is not None:
-            of = f"{number(other['value'])} of {other.get('solver')} with {other['nfe']}"
-            said.append(f"{entry.get('figure')} {number(entry['value'])}, against {of}")
-    return "; ".join(dict.fromkeys(said))
+def _compared(ours: Json, theirs: Json) -> str:
+    """`0.874 against 0.880 of ddpm with 1000 evaluations`."""
+    return f"{number(ours['value'])} against {number(theirs['value'])} of {_named(theirs)}"
 
 
-def _measured(report: Report, row: Row, nfe: int | None) -> float | None:
-    """The slow way's time over this row's, where it was timed; in other rounds, so unpaired."""
-    slow = [
-        other
-        for other in report.rows
-        if other.kind == PEER and other.suite == SAMPLING and other.contender.startswith(EAGER)
-        if (other.nfe, other.batch, other.precision) == (nfe, row.batch, FULL)
-    ]
-    return min(map(median_s, slow)) / median_s(row) if slow and nfe != row.nfe else None
+def _named(entry: Json) -> str:
+    return f"{entry.get('solver')} with {entry['nfe']} evaluations"

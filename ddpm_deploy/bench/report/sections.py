@@ -168,7 +168,7 @@ QUALITY: Columns = {
     "of real samples>": _number("baseline"), "samples>": _text("n"), "drawn by": _text("contender"),
 }  # fmt: skip
 CURVES: Columns = {
-    "contender": _text("contender"), "solver": _text("solver"),
+    "contender": _text("contender"), "solver": _text("solver"), "weights": _text("weights"),
     "worst step, relative L2>": _largest("prediction_relative_l2"),
     "largest drift, max-abs>": _largest("drift_max_abs"),
 }  # fmt: skip
@@ -176,6 +176,7 @@ COLD: Columns = {
     "contender": _text("contender"), "import, s>": _number("import_s"), "load, s>": _number("load_s"),
     "first picture, s>": _number("first_picture_s"), "all, s>": _number("total_s"), "all, from to>": _spread,
     "peak memory>": _size("peak_rss_bytes"), "artefact>": _size("artefact_bytes"), "processes>": _text("n"),
+    "parity": _text("parity"),
 }  # fmt: skip
 SIZES: Columns = {"file": _text("file"), "precision": _text("precision"), "size>": _size("size_bytes")}
 OVERHEAD: Columns = {
@@ -185,10 +186,11 @@ EXPORT: Columns = {"what": _text("what"), "seconds>": _number("seconds"), "size>
 CROSSCHECKS: Columns = {
     "row": _text("row"), "ours, ms>": _number("ours_ms"), "theirs, ms>": _number("figure_ms"), "apart>": _apart,
     "tool": _text("tool"), "version": _text("version"), "their figure": _text("what"),
+    "parity": _text("parity"),
 }  # fmt: skip
 LOADGEN: Columns = {
     "scenario": _text("scenario"), "figure": _text("figure"), "value>": _number("value"), "unit": _text("unit"),
-    "n>": _text("n"), "by": _text("label"),
+    "n>": _text("n"), "of": _text("contender"), "parity": _text("parity"), "by": _text("label"),
 }  # fmt: skip
 PLAIN: Mapping[str, tuple[str, str, Columns]] = {
     "cold_start": ("Cold start and memory", "Medians over processes of their own; peak memory is resident.", COLD),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ddpm_deploy.bench.record import OWN, Report, Row
@@ -10,6 +12,7 @@ from ddpm_deploy.bench.report import words
 from ddpm_deploy.bench.report.document import Line, Strong
 from ddpm_deploy.bench.report.gains import Gain, gains
 from ddpm_deploy.bench.report.views import (
+    DEADLINE,
     FULL,
     Against,
     Winner,
@@ -25,6 +28,8 @@ from ddpm_deploy.bench.report.views import (
 )
 
 NAMED = 4  # things that a sentence names before it counts the others
+REASON = 100  # letters of a reason; all of it stands in the section of what was skipped
+CONTENDER = re.compile(r"([^-\[\]]+)-(fp32|fp16|bf16|int8)-b\d+")  # within the id of a row
 
 
 def summary(report: Report) -> list[Line]:
@@ -69,18 +74,25 @@ def comparison(found: Against, *, strongest: bool = False) -> str:
 
 
 def _measured(report: Report) -> list[Line]:
-    rounds = [row.summary.n for row in report.rows]
-    span = " to ".join(str(n) for n in dict.fromkeys((min(rounds, default=0), max(rounds, default=0))))
-    rows = f"{len(report.rows)} rows of {span} interleaved rounds each"
+    ticks = [row for row in report.rows if row.suite == DEADLINE]
+    rounds = [row for row in report.rows if row.suite != DEADLINE]
+    kinds = ((rounds, "interleaved rounds each"), (ticks, "ticks each, at a fixed rate"))
+    rows = "; ".join(f"{len(found)} rows of {_span(found)} {what}" for found, what in kinds if found)
     head = f"{model_in_words(report)}, on {device_in_words(report.machine)}; a {report.mode} run of {report.made}."
     return [
         (
             Strong("Measured: "),
-            f"{head} {rows}, all correct to their budgets before they were timed."
+            f"{head} {rows}. All were correct to their budgets before they were timed."
             if report.rows
             else f"{head} Nothing was timed.",
         )
     ]
+
+
+def _span(rows: Sequence[Row]) -> str:
+    """`20 to 150`, the fewest samples and the most."""
+    counts = [row.summary.n for row in rows]
+    return " to ".join(str(n) for n in dict.fromkeys((min(counts), max(counts))))
 
 
 def _winners(report: Report) -> list[Line]:
@@ -113,18 +125,18 @@ def _picture(report: Report) -> list[Line]:
         return []
     best = max(found, key=_claim)
     row = best.row
-    drawn = f"a sample by {row.solver} with {row.nfe} evaluations, batch {row.batch}"
+    drawn = f"a sample by {row.solver} with {row.nfe} evaluations, batch {row.batch}, {row.contender}"
     if best.why_not:
-        return [(Strong("A picture: "), f"{drawn}: {best.in_words}; fewer are no claim here: {best.why_not}.")]
-    slow = f"{best.faster.other.contender} with {best.baseline_nfe}"
-    timed = f" (timed end to end: {words.times(best.measured)})" if best.measured else ""
-    total = f"fewer evaluations × faster evaluations = {best.in_words} over {slow}{timed}"
-    return [(Strong("A picture: "), f"{drawn}: {total}. Quality: {best.quality}.")]
+        said = f"{best.in_words} over {best.over}; fewer evaluations are not claimed: {best.why_not}"
+        return [(Strong("A picture: "), f"{drawn}: {said}.")]
+    factors = f"{best.in_words}, fewer evaluations × faster evaluations, over {best.over}"
+    return [(Strong("A picture: "), f"{drawn}: {factors}. Quality: {best.quality}.")]
 
 
-def _claim(gain: Gain) -> tuple[bool, float, float]:
-    """The largest total at the smallest batch."""
-    return gain.total is not None, -gain.row.batch, gain.total.value if gain.total else gain.faster.speed_up.value
+def _claim(gain: Gain) -> tuple[bool, bool, float, float]:
+    """What was timed as a whole before what was counted, then the largest total at the smallest batch."""
+    total = gain.total or gain.faster.speed_up
+    return gain.total is not None, gain.whole is not None, -gain.row.batch, total.value
 
 
 def _parity(report: Report) -> list[Line]:
@@ -164,11 +176,44 @@ def _noise(report: Report) -> list[Line]:
 
 
 def _noisy(report: Report) -> list[Line]:
-    bad = [row.id for row in report.rows if flags(row)]
-    return [(Strong("Not to be quoted: "), f"{len(bad)} of {len(report.rows)} rows: {some(bad)}." if bad else "none.")]
+    bad: dict[str, list[str]] = {}
+    for row in report.rows:
+        if flags(row):
+            bad.setdefault(flags(row).replace(", ", " and "), []).append(row.id)
+    count = f"{sum(map(len, bad.values()))} of {len(report.rows)} rows"
+    said = "; ".join(f"{len(ids)} {reason}{_named(ids)}" for reason, ids in bad.items())
+    return [(Strong("Not to be quoted: "), f"{count}: {said}." if bad else "none.")]
+
+
+def _named(ids: Sequence[str]) -> str:
+    """The names where they are few; more of them stand in their tables."""
+    return f" ({'; '.join(ids)})" if len(ids) <= NAMED else ""
 
 
 def _skipped(report: Report) -> list[Line]:
-    said = [f"{entry.get('what')} ({entry.get('reason')})" for entry in report.skipped]
+    reasons: dict[str, list[str]] = {}
+    for entry in report.skipped:
+        reasons.setdefault(_short(str(entry.get("reason"))), []).append(str(entry.get("what")))
+    said = [_left_out(names, reason) for reason, names in reasons.items()]
     suites = sum(1 for suite in dict.fromkeys(row.suite for row in report.rows) for _ in groups_of(report, suite))
     return [(Strong("Skipped: "), f"{some(said)}." if said else f"nothing; groups timed: {suites}.")]
+
+
+def _short(reason: str) -> str:
+    """Up to its first semicolon, and no longer than `REASON`."""
+    return textwrap.shorten(reason.partition(";")[0], REASON, placeholder=" …")
+
+
+def _left_out(names: Sequence[str], reason: str) -> str:
+    """`8 rows of openvino bf16: cpu does not compute in bf16`, or a single thing by its name."""
+    found = [CONTENDER.search(name) for name in names]
+    rows = list(dict.fromkeys(f"{one[1].replace('_', ' ')} {one[2]}" for one in found if one is not None))
+    if len(names) == 1 or None in found:
+        return f"{some(list(names))}: {reason}"
+    return f"{len(names)} rows of {', '.join(rows)}: {_without_backend(rows, reason)}"
+
+
+def _without_backend(rows: Sequence[str], reason: str) -> str:
+    """A reason that begins with the name just said, without it."""
+    backends = {name.partition(" ")[0] for name in rows}
+    return reason.removeprefix(f"{backends.pop()}: ") if len(backends) == 1 else reason

@@ -81,19 +81,24 @@ def equal_peers(row: Row, rows: Sequence[Row]) -> list[Row]:
     return [p for p in rows if p.kind == PEER and p.nfe == row.nfe and p.precision in (FULL, row.precision)]
 
 
+def in_same_rounds(row: Row, other: Row) -> bool:
+    """Whether samples of two rows of one group pair up; those of a deadline do not, as contenders took turns."""
+    return DEADLINE not in (row.suite, other.suite) and len(row.samples_s) == len(other.samples_s)
+
+
 def against(row: Row, other: Row | None) -> Against | None:
     """The paired speed-up; None without a row or where the rounds were not the same."""
-    if other is None or len(row.samples_s) != len(other.samples_s):
+    if other is None or not in_same_rounds(row, other):
         return None
     return Against(other, paired_ratio(other.samples_s, row.samples_s))
 
 
 def twins(report: Report) -> list[Twin]:
-    """Every twin beside its row."""
+    """Every twin beside its row, where both were timed in the same rounds."""
     found = []
     for row in report.rows:
         original = _original(row, report.group(row.group)) if row.kind == TWIN else None
-        if original is not None and len(original.samples_s) == len(row.samples_s):
+        if original is not None and in_same_rounds(row, original):
             found.append(Twin(row, original, paired_ratio(row.samples_s, original.samples_s)))
     return found
 
