@@ -68,6 +68,8 @@ def open_openvino(bundle: Bundle, setting: Setting) -> Step:
     model = core.compile_model(graph, "CPU", config)
 
     def evaluate(x: Array, t: Array) -> Array:
+        if len(x) != setting.batch:
+            raise ValueError(f"batch: got {len(x)}, expected {setting.batch}, for which the network is compiled")
         prediction: Array = model({"x": x, "t": t})[0]  # a copy
         return prediction
 
