@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from benchmarks.harness import Bench
 from benchmarks.peers import EAGER, save_diffusers
 from benchmarks.specs import Options, Spec
-from benchmarks.subjects import evaluation
+from benchmarks.subjects import parity_in_words
 from ddpm_deploy.bench.process import ColdStart, artefact_bytes, cold_starts, own_command
 from ddpm_deploy.bench.record import OWN, PEER
 from ddpm_deploy.errors import DdpmDeployError
@@ -32,7 +30,7 @@ def test_cold_start(spec: Spec, bench: Bench, benchmark: Any, replay: Any, tmp_p
     benchmark.skipped = True
     folder = bench.opened_once("cold folder", lambda: tmp_path_factory.mktemp("cold"))
     with bench.skipping(spec):
-        parity = _parity(spec, bench)
+        parity = parity_in_words(spec.contender, spec.kind, bench)
         measured = bench.opened_once("cold", lambda: _measure_all(bench, folder))[spec.label]
     facts = {name: value for name, value in asdict(measured).items() if name != "runs"}
     samples = [run["total_s"] for run in measured.runs]
@@ -67,14 +65,6 @@ def _command(spec: Spec, bench: Bench, folder: Path) -> list[str]:
     return [*command, "--threads", str(options.threads), "--device", options.device]
 
 
-def _parity(spec: Spec, bench: Bench) -> str:
-    """Of the same network on the same runtime, in this process."""
-    if spec.kind == OWN:
-        return bench.parity_in_words(spec.contender, spec.precision)
-    judged = evaluation(replace(spec, suite="step", solver=None, steps=None), bench).judge()
-    return "" if judged is None else f"relative L2 {judged.figures['relative_l2']:.1e} ({judged.weights})"
-
-
 def _size(spec: Spec, bench: Bench, folder: Path) -> int:
     if spec.kind == PEER:
         return sum(file.stat().st_size for file in (folder / "diffusers").rglob("*.safetensors"))
@@ -92,5 +82,5 @@ def test_sizes(bench: Bench) -> None:
     sizes = artefact_bytes(bench.model.bundle.manifest)
     for path, size in sizes.items():
         bench.note("sizes", file=path, precision=files[path].precision, size_bytes=size)
-    if not sizes:
-        pytest.fail("the bundle has no model file")
+    assert sizes
+    assert min(sizes.values()) > 0

@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.harness import Bench
+from benchmarks.subjects import parity_in_words
 from ddpm_deploy.bench.crosscheck import Check, onnxruntime_profiler, openvino_benchmark_app, trtexec
 from ddpm_deploy.bench.measure import Contender, Effort, interleave
+from ddpm_deploy.bench.record import OWN
 from ddpm_deploy.bench.truth import feeds_for
 from ddpm_deploy.errors import BackendUnavailable
 
@@ -38,7 +40,7 @@ def _compare(bench: Bench, backend: str, target: str, tool: Tool) -> None:
     if not bench.options.own(backend) or (target != "tensorrt" and bench.options.device != "cpu"):
         bench.leave_out(what, "not among what is measured")
     try:
-        sampler, parity = bench.sampler(backend, "fp32"), bench.parity_in_words(backend, "fp32")
+        sampler, parity = bench.sampler(backend, "fp32"), parity_in_words(backend, OWN, bench)
     except (BackendUnavailable, ImportError, ValueError) as error:
         bench.leave_out(what, " ".join(str(error).split()), backend)
     feeds = feeds_for(bundle.manifest, batch)

@@ -9,8 +9,10 @@ import time
 from typing import NoReturn
 
 from benchmarks.harness import Bench
+from benchmarks.subjects import parity_in_words
 from ddpm_deploy import Sampler
 from ddpm_deploy.bench.loadgen import MIN_QUERIES, run_loadgen
+from ddpm_deploy.bench.record import OWN
 from ddpm_deploy.errors import BackendUnavailable, BundleError
 
 BACKEND, PRECISION = "onnxruntime", "fp32"
@@ -35,7 +37,7 @@ def _run(bench: Bench, scenario: str) -> None:
     folder = bench.options.report_folder / "loadgen" / scenario
     seconds = SECONDS_FULL if bench.options.full else SECONDS
     try:
-        sampler, parity = bench.sampler(BACKEND, PRECISION), bench.parity_in_words(BACKEND, PRECISION)
+        sampler, parity = bench.sampler(BACKEND, PRECISION), parity_in_words(BACKEND, OWN, bench)
         _leave_out_if_slow(bench, scenario, sampler)
         results = run_loadgen(sampler, scenario, folder, solver=SOLVER, steps=STEPS, min_duration_s=seconds)
     except (BackendUnavailable, BundleError, ImportError) as error:

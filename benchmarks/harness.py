@@ -177,13 +177,6 @@ class Bench:
         percent, bound = percent_of_limit(per_evaluation_s, work, self.limits, spec.precision)
         return percent, f"{bound}, {spec.precision}"
 
-    def parity_in_words(self, backend: str, precision: str) -> str:
-        """Of one evaluation at batch 1, for figures that are no rows; raises ParityError before any is taken."""
-        run = self.sampler(backend, precision).backend
-        (output,) = (tensor.name for tensor in run.outputs)
-        parity = self.truth.judge(lambda feeds: run.run(feeds)[output], 1, precision)
-        return f"relative L2 {parity.figures['relative_l2']:.1e} ({parity.weights})"
-
     # -- measuring ----------------------------------------------------------------------------------------------------
 
     def row(self, spec: Spec, selected: Mapping[Spec, str], build: Build, time_it: TimeIt) -> Row:
@@ -247,7 +240,7 @@ class Bench:
         )
 
     def _command(self, test: str) -> str:
-        return f"pytest '{test}' {self.options.flags()}"  # its report goes to a folder for parts
+        return f"pytest '{test}' {self.options.flags()}"
 
     def skip_reason(self, spec: Spec, error: Exception) -> str | None:
         """Why a row may be left out; None where its absence is a failure."""

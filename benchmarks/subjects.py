@@ -34,6 +34,13 @@ def evaluation(spec: Spec, bench: Bench) -> Trial:
     )
 
 
+def parity_in_words(contender: str, kind: str, bench: Bench) -> str:
+    """Of one float32 evaluation at batch 1, for figures that are no rows; raises ParityError before any is taken."""
+    parity = evaluation(Spec("step", "one evaluation", contender, "fp32", 1, kind), bench).judge()
+    assert parity is not None
+    return f"relative L2 {parity.figures['relative_l2']:.1e} ({parity.weights})"
+
+
 def _evaluate(spec: Spec, bench: Bench) -> tuple[Callable[[Feeds], np.ndarray], Callable[[], object], str]:
     if spec.kind == PEER:
         peer = bench.opened((spec.contender, spec.precision, spec.batch), lambda: _open_peer(spec, bench))

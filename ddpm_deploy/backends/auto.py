@@ -69,8 +69,3 @@ class AutoBackend:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _described(backend: Backend) -> dict[str, Any]:
-    names = ("name", "precision", "device", "threads")
-    return {**{name: getattr(backend, name) for name in names}, **backend.details}

@@ -32,7 +32,7 @@ WORSE, BETTER, SAME, NOISY = "worse", "better", "same", "too noisy to say"
 GONE, SKIPPED, NEW, NO_ANCHOR = "gone", "skipped", "new", "no anchor"
 FAILING = (WORSE, GONE)
 COMPARED = (WORSE, BETTER, SAME, NOISY)
-FAMILY = 0.90  # so of twenty comparisons of unchanged code about one calls anything worse
+FAMILY = 0.90  # of all intervals together; an anchor picked from several peers makes them somewhat too narrow
 PASSING = ("load average", "cpu, clock mhz", "git")  # differ from run to run, and mean nothing
 
 

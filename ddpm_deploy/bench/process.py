@@ -53,22 +53,6 @@ class ColdStart:
     runs: tuple[Mapping[str, float | int | None], ...]
 
 
-def first_picture(
-    bundle: str | os.PathLike[str],
-    backend: str = "onnxruntime",
-    precision: str = "fp32",
-    solver: str | None = None,
-    steps: int | None = None,
-    threads: int | None = None,
-    *,
-    device: str = "cpu",
-    runs: int = 5,
-) -> ColdStart:
-    """Cold start of this package; arguments as in `own_command`."""
-    command = own_command(bundle, backend, precision, solver, steps, threads, device=device)
-    return cold_start(command, runs, device=device)
-
-
 def own_command(
     bundle: str | os.PathLike[str],
     backend: str = "onnxruntime",

@@ -18,7 +18,7 @@ from ddpm_deploy.bench.process import (
     child_environment,
     cold_start,
     device_memory_bytes,
-    first_picture,
+    own_command,
 )
 from ddpm_deploy.bundle import default_bundle, read_bundle
 
@@ -31,7 +31,7 @@ def program(*lines: str) -> list[str]:
 
 
 def test_cold_start_of_the_packaged_model() -> None:
-    started = first_picture(default_bundle(), steps=2, threads=1, runs=2)
+    started = cold_start(own_command(default_bundle(), steps=2, threads=1), runs=2)
     assert 0.02 < started.import_s < 60
     assert 0.005 < started.load_s < 60
     assert 0.0005 < started.first_picture_s < 60
@@ -127,7 +127,7 @@ def test_command_that_fails_gives_a_clear_error(lines: list[str], message: str) 
 
 def test_bundle_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"exit status 1 .*BundleError: .*nowhere"):
-        first_picture(tmp_path / "nowhere", runs=1)
+        cold_start(own_command(tmp_path / "nowhere"), runs=1)
 
 
 def test_command_that_hangs_is_ended() -> None:
@@ -144,7 +144,7 @@ def test_command_that_is_missing_is_an_error() -> None:
 
 def test_runs_are_checked() -> None:
     with pytest.raises(ValueError, match="runs: got 0, expected at least 1"):
-        first_picture(default_bundle(), runs=0)
+        cold_start(own_command(default_bundle()), runs=0)
 
 
 def test_artefacts_weigh_what_their_files_do() -> None:
