@@ -133,7 +133,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Which rows this run is to measure; the gate misses no others."""
     specs = (item.callspec.params.get("spec") for item in session.items if hasattr(item, "callspec"))
-    session.config.stash[SELECTED] = {spec.id for spec in specs if spec is not None}
+    session.config.stash[SELECTED] = {spec.id for spec in specs if isinstance(spec, Spec)}
 
 
 @pytest.fixture(scope="session")

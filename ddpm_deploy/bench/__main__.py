@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("old", type=some_path, metavar="OLD", help=f"{FILE}, or its folder")
     add.add_argument("new", type=some_path, metavar="NEW", help=f"{FILE}, or its folder")
     add.add_argument("--tolerance", type=_tolerance, default="5%", help="slow-down that is let pass")
+    add.add_argument("--anchor", metavar="NAME", help="the one peer to compare with; none: all, by their mean")
     add.add_argument("--json", action="store_true", help="print every change as JSON")
     about = f"Write report.html and report.md anew from {FILE}."
     add = tasks.add_parser("render", help="write the pages of a report again", description=about, **look)
@@ -40,10 +41,10 @@ def run(*, task: str, **arguments: Any) -> int:
     return TASKS[task](**arguments)
 
 
-def run_compare(*, old: Path, new: Path, tolerance: float, json: bool) -> int:
+def run_compare(*, old: Path, new: Path, tolerance: float, anchor: str | None, json: bool) -> int:
     """Print what became of every row; `WORSE` where one got worse, ValueError where there is nothing to compare."""
     before, after = read_report(old), read_report(new)
-    changes = compare(before, after, tolerance)
+    changes = compare(before, after, tolerance, anchor)
     if not tells(changes):
         raise ValueError(f"{new}: no row can be compared with {old}: {counts_in_words(changes)}; measure both again")
     if json:

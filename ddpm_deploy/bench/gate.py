@@ -1,10 +1,10 @@
-"""Whether a new report is slower than an old one: every row of ours against a peer of its group, which is the anchor.
+"""Whether a new report is slower than an old one: every row of ours against the peers of its group, its anchor.
 
-The anchor ran in the same rounds, so the speed of the machine cancels, within a report by pairing and between reports
-in the ratio of ratios. Of several peers it is the one whose ratio to the row is the steadiest in both reports, as a
-rule one that suffers from the same load. A row is worse where the ratio exceeds 1 + tolerance and its interval lies
-above 1. So is a contender whose rows, each too noisy to say, are slower together: the mean of their logarithms,
-weighted by precision.
+The peers ran in the same rounds, so the speed of the machine cancels, within a report by pairing and between reports
+in the ratio of ratios. Several peers are one anchor together, by the geometric mean of their times in each round: to
+pick one of them by its data would make the intervals too narrow. A row is worse where the ratio exceeds 1 + tolerance
+and its interval lies above 1. So is a contender whose rows, each too noisy to say, are slower together: the mean of
+their logarithms, weighted by precision.
 
 Intervals are as wide as the bootstraps of both reports make them, and wider where twins differ by more than their own
 intervals explain, since a second run then would as well. They allow for all that is compared (Bonferroni), so that many
@@ -32,7 +32,7 @@ WORSE, BETTER, SAME, NOISY = "worse", "better", "same", "too noisy to say"
 GONE, SKIPPED, NEW, NO_ANCHOR = "gone", "skipped", "new", "no anchor"
 FAILING = (WORSE, GONE)
 COMPARED = (WORSE, BETTER, SAME, NOISY)
-FAMILY = 0.90  # of all intervals together; an anchor picked from several peers makes them somewhat too narrow
+FAMILY = 0.90  # of all intervals together
 PASSING = ("load average", "cpu, clock mhz", "git")  # differ from run to run, and mean nothing
 
 
@@ -56,10 +56,10 @@ class LogRatio:
 
 @dataclass(frozen=True)
 class Pair:
-    """A row of ours and its anchor in both reports: times over the anchor's."""
+    """A row of ours and the peers that both reports timed beside it: its times over theirs."""
 
     row: Row
-    anchor: str
+    anchors: tuple[str, ...]
     old: Interval
     new: Interval
 
@@ -92,7 +92,7 @@ def compare(
 ) -> list[Change]:
     """What became of every row of ours in the old report but deadlines, of its contenders, and which rows are new.
 
-    tolerance: of the slow-down, 0.05 is 5 %. anchor: contender; default: the steadiest that a group has in both.
+    tolerance: of the slow-down, 0.05 is 5 %. anchor: contender; default: all peers that a group has in both.
     only: ids of the old report's rows to look for, where the new run left others out on purpose.
     Raises ValueError for reports of different models.
     """
@@ -194,24 +194,24 @@ def _judge(pairs: Sequence[Pair], unrest: float, tolerance: float) -> dict[str, 
     for name, few in {**alone, **together}.items():
         sampled = pooled([pair.change for pair in few])
         ratio = LogRatio(sampled.value, sampled.variance + 2 * unrest).interval(width)
-        anchors = ", ".join(dict.fromkeys(pair.anchor for pair in few))
-        judged[name] = Change(name, verdict_of(ratio, tolerance), anchors, ratio)
+        anchors = dict.fromkeys(anchor for pair in few for anchor in pair.anchors)
+        judged[name] = Change(name, verdict_of(ratio, tolerance), ", ".join(anchors), ratio)
     return judged
 
 
 def _pair(before: Row, after: Row, old: Report, new: Report, wanted: str | None) -> Pair | None:
-    """With the peer of the row's group that both reports have and that keeps the steadiest pace with it; or None."""
+    """With the peers of the row's group that both reports have; None without one."""
     then, now = ({row.contender: row for row in _peers(one, report)} for one, report in ((before, old), (after, new)))
-    pairs = [
-        Pair(before, name, _ratio(before, then[name]), _ratio(after, now[name]))
-        for name in then
-        if name in now and wanted in (None, name)
-    ]
-    return min(pairs, key=lambda pair: pair.change.variance, default=None)
+    names = [name for name in then if name in now and wanted in (None, name)]
+    if not names:
+        return None
+    return Pair(before, tuple(names), _ratio(before, then, names), _ratio(after, now, names))
 
 
-def _ratio(row: Row, anchor: Row) -> Interval:
-    return paired_ratio(row.samples_s, anchor.samples_s)
+def _ratio(row: Row, peers: Mapping[str, Row], names: Sequence[str]) -> Interval:
+    """Of the row's times over the geometric mean of the named peers' in the same round."""
+    logs = [[math.log(seconds) for seconds in peers[name].samples_s] for name in names]
+    return paired_ratio(row.samples_s, [math.exp(sum(at) / len(at)) for at in zip(*logs, strict=True)])
 
 
 def _unrest(old: Report, new: Report) -> float:

@@ -48,6 +48,13 @@ def test_tolerance_is_obeyed(runs: dict[str, str]) -> None:
     assert main(["compare", runs["old"], runs["slow"], "--tolerance", "40%"]) == 0
 
 
+def test_anchor_is_the_peer_that_is_named(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", runs["old"], runs["same"], "--anchor", "diffusers eager fp32"]) == 0
+    assert "torch.compile" not in capsys.readouterr().out
+    assert main(["compare", runs["old"], runs["same"], "--anchor", "nobody"]) == 2
+    assert "no row can be compared" in capsys.readouterr().err
+
+
 def test_json_holds_every_change(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", runs["old"], runs["slow"], "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
