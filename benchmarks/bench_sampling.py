@@ -9,13 +9,13 @@ from __future__ import annotations
 from benchmarks.harness import TimeIt, in_rounds
 from benchmarks.models import NETWORKS
 from benchmarks.specs import Options, Spec, own_contenders
-from benchmarks.subjects import pictures
+from benchmarks.subjects import ONE_GRAPH, pictures
 from ddpm_deploy.bench.measure import Effort
 from ddpm_deploy.bench.record import OWN, PEER, Row
 
 FEW, SOME, ALL = 12, 50, 1000
 CHOICE = "any"
-ONE_GRAPH = "onnxruntime, one graph"
+ALL_STEPS = "onnxruntime, all steps"
 LOOPS = ("diffusers UniPC loop", "ONNX Runtime UniPC loop", "OpenVINO UniPC loop")
 BATCHES = {"digits": (1, 16), "cifar10": (1,), "celebahq256": (1,)}
 
@@ -54,7 +54,7 @@ def _thousand(options: Options) -> list[Spec]:
     work = "a picture, a thousand evaluations or twelve"
     if options.model == "celebahq256":
         return []
-    own = [("onnxruntime", "fp32", OWN, "unipc", FEW), ("onnxruntime", "fp32", OWN, "ddpm", ALL)]
+    own = [("onnxruntime", "fp32", OWN, "unipc", FEW), (ALL_STEPS, "fp32", OWN, "ddpm", ALL)]
     if options.model == "digits":
         own.insert(0, (ONE_GRAPH, "fp32", OWN, "unipc", FEW))
     peers = [("diffusers DDPMPipeline", "fp32", PEER, "ddpm", ALL), (LOOPS[0], "fp32", PEER, "unipc", FEW)]

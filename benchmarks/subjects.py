@@ -18,6 +18,8 @@ from ddpm_deploy.one_file import sample_with_graph
 from ddpm_deploy.plan import Plan
 from ddpm_deploy.solvers import make_plan
 
+ONE_GRAPH = "onnxruntime, one graph"  # the contender that calls the `sampler` graph once
+
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -85,12 +87,11 @@ def _own_pictures(spec: Spec, bench: Bench) -> Trial:
 
 def _draw_own(spec: Spec, bench: Bench) -> tuple[Callable[[], np.ndarray], Plan]:
     """Through the loop of `Sampler.sample`, or in one call of the `sampler` graph."""
-    backend, _, one_graph = spec.contender.partition(", ")
-    twin, n = spec.kind == TWIN, spec.batch
+    backend, twin, n = spec.backend, spec.kind == TWIN, spec.batch
     sampler = bench.sampler(backend, spec.precision, twin=twin)
     plan, manifest = sampler.plan(spec.solver, spec.steps), sampler.manifest
     condition = example_conditions(manifest.conditions, n)
-    if not one_graph:
+    if spec.contender != ONE_GRAPH:
         return lambda: sampler.sample(n, plan=plan, seed=SEED, condition=condition, batch_size=n), plan
     graph = bench.graph(backend, "sampler", spec.precision, twin=twin)
     return lambda: sample_with_graph(graph, plan, *noise_for(manifest, n), condition), plan

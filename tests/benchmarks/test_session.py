@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness import Bench, Trial
-from benchmarks.specs import Options, Spec, may_skip
+from benchmarks.specs import Options, Spec, name_of, may_skip
 from ddpm_deploy.bench.record import Report, read_report, write_report
 from ddpm_deploy.errors import BackendUnavailable, ParityError
 
@@ -107,12 +107,13 @@ def test_parity_over_budget_is_never_skipped() -> None:
 @pytest.mark.parametrize("model", ["digits", "cifar10", "celebahq256"])
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_row_has_an_id_of_its_own(model: str, full: bool, device: str) -> None:
+def test_every_row_has_an_id_of_its_own_and_a_name_of_its_own_in_its_group(model: str, full: bool, device: str) -> None:
     suites = ("step", "sampling", "deadline", "parity", "quality", "cold")
     options = Options(model=model, full=full, device=device)
     modules = [importlib.import_module(f"benchmarks.bench_{suite}") for suite in suites]
-    ids = [spec.id for module in modules for spec in module.specs(options)]
-    assert len(ids) == len(set(ids)) > 0
+    specs = [spec for module in modules for spec in module.specs(options)]
+    for names in ([spec.id for spec in specs], [(spec.suite, spec.group, name_of(spec)) for spec in specs]):
+        assert len(names) == len(set(names)) > 0
 
 
 def test_report_of_a_selection_does_not_replace_that_of_all(tmp_path: Path) -> None:
