@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.harness import Bench, Trial
-from benchmarks.specs import Options, Spec, name_of, may_skip
+from benchmarks.specs import Options, Spec, may_skip, name_of
 from ddpm_deploy.bench.record import Report, read_report, write_report
 from ddpm_deploy.errors import BackendUnavailable, ParityError
 
@@ -104,16 +105,26 @@ def test_parity_over_budget_is_never_skipped() -> None:
     assert bench.skipped == {"step[openvino-fp32-b1]": "not installed"}
 
 
-@pytest.mark.parametrize("model", ["digits", "cifar10", "celebahq256"])
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_row_has_an_id_of_its_own_and_a_name_of_its_own_in_its_group(model: str, full: bool, device: str) -> None:
-    suites = ("step", "sampling", "deadline", "parity", "quality", "cold")
-    options = Options(model=model, full=full, device=device)
-    modules = [importlib.import_module(f"benchmarks.bench_{suite}") for suite in suites]
-    specs = [spec for module in modules for spec in module.specs(options)]
-    for names in ([spec.id for spec in specs], [(spec.suite, spec.group, name_of(spec)) for spec in specs]):
-        assert len(names) == len(set(names)) > 0
+SUITES = ("step", "sampling", "deadline", "parity", "quality", "cold")
+TIMED = SUITES[:3]
+EVERY_RUN = [Options(model, full=full, device=device) for model in ("digits", "cifar10", "celebahq256")
+             for full in (False, True) for device in ("cpu", "cuda")]  # fmt: skip
+
+
+def specs_of(suites: Sequence[str], options: Options) -> list[Spec]:
+    return [spec for suite in suites for spec in importlib.import_module(f"benchmarks.bench_{suite}").specs(options)]
+
+
+@pytest.mark.parametrize("options", EVERY_RUN, ids=lambda o: f"{o.model}-{'full' if o.full else 'quick'}-{o.device}")
+def test_every_row_has_an_id_of_its_own(options: Options) -> None:
+    ids = [spec.id for spec in specs_of(SUITES, options)]
+    assert len(ids) == len(set(ids)) > 0
+
+
+@pytest.mark.parametrize("options", EVERY_RUN, ids=lambda o: f"{o.model}-{'full' if o.full else 'quick'}-{o.device}")
+def test_what_is_timed_together_has_names_of_its_own(options: Options) -> None:
+    names = [(spec.suite, spec.group, name_of(spec)) for spec in specs_of(TIMED, options)]
+    assert len(names) == len(set(names)) > 0
 
 
 def test_report_of_a_selection_does_not_replace_that_of_all(tmp_path: Path) -> None:
