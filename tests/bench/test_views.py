@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -380,3 +381,36 @@ def test_target_reached_by_a_row_that_is_not_to_be_quoted_says_so(report: Report
     assert line_of(report, figure).endswith("| reached |")
     assert line_of(changed(report, ORT, stable=False), figure).endswith("| reached, but still warming up |")
     assert line_of(changed(report, EAGER, stable=False), figure).endswith("| reached, but still warming up |")
+
+
+def test_tables_go_between_the_marks_of_a_page_and_leave_the_rest_alone(report: Report, tmp_path: Path) -> None:
+    page, (begin, end) = tmp_path / "page.md", targets.MARKS
+    page.write_text(f"before\n{begin}\nold figures\n{end}\nafter\n")
+    for _ in range(2):
+        targets.into(page, targets.page(report, report))
+    text = page.read_text()
+    assert text.startswith(f"before\n{begin}\n")
+    assert text.endswith(f"{end}\nafter\n")
+    assert "old figures" not in text
+    assert text.count("| figure | target |") == 1
+    assert text.count("#### one evaluation, batch 1") == 2
+    with pytest.raises(ValueError, match="expected the lines"):
+        targets.into(_without_marks(tmp_path), "tables")
+
+
+def test_cold_starts_are_compared_start_by_start(report: Report) -> None:
+    parity = "relative L2 1e-06 (trained)"
+    ours = {"contender": "onnxruntime fp32", "parity": parity, "total_s": 0.5, "peak_rss_bytes": 2**26}
+    ours["total_samples_s"] = [0.4, 0.5, 2.0]
+    theirs = {"contender": "diffusers", "total_s": 5.0, "peak_rss_bytes": 2**28, "total_samples_s": [4.0, 5.0, 20.0]}
+    started = replace(report, sections={"cold_start": [ours, theirs]})
+    line = line_of(started, "cold start")
+    assert "0.10x (0.5 of 5 s)" in line
+    assert parity in line
+    assert "0.25x (64 of 256 MiB)" in line_of(started, "peak memory")
+
+
+def _without_marks(folder: Path) -> Path:
+    path = folder / "other.md"
+    path.write_text("nothing\n")
+    return path

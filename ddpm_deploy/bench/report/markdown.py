@@ -8,7 +8,18 @@ from functools import singledispatch
 from typing import Any
 
 from ddpm_deploy.bench.record import Report
-from ddpm_deploy.bench.report.document import Bullets, Code, Details, Figures, Inline, Paragraph, Section, Strong, Table
+from ddpm_deploy.bench.report.document import (
+    Bullets,
+    Code,
+    Details,
+    Figures,
+    Inline,
+    Line,
+    Paragraph,
+    Section,
+    Strong,
+    Table,
+)
 from ddpm_deploy.bench.report.markup import clean
 from ddpm_deploy.bench.report.sections import sections
 from ddpm_deploy.bench.report.summary import summary
@@ -26,6 +37,16 @@ def to_markdown(report: Report) -> str:
 def escape(text: str) -> str:
     """Text that is shown as it is, on one line."""
     return MARKUP.sub(r"\\\1", " ".join(clean(text).split()))
+
+
+def line_to_markdown(line: Line) -> str:
+    """One line of a report."""
+    return _inline(line)
+
+
+def table_to_markdown(table: Table) -> str:
+    """One table of a report."""
+    return _table(table)
 
 
 def _section(section: Section) -> list[str]:
