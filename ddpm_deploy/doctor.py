@@ -30,6 +30,7 @@ EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "safetensors"),
     "train": ("torch", "safetensors", "accelerate", "tensorboard", "scikit-learn", "matplotlib"),
     "plot": ("matplotlib",),
+    "cuda": ("cuda-bindings", "nvidia-cuda-nvrtc"),
 }
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CUDA_REMEDIES = {

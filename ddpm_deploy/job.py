@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ddpm_deploy.backends.cuda import Draw, Loop
 from ddpm_deploy.bundle import Condition, Manifest
 from ddpm_deploy.bundle.records import MAX_ELEMENTS
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.plan import Noise, Plan
+from ddpm_deploy.plan.feeds import plan_tables
 
 RESERVED = {"solver", "schedule", "steps", "spacing", "timesteps", "prediction"}  # of `make_plan`, not of a solver
 
@@ -52,6 +54,25 @@ class Source:
         if self._noise is None:
             return noise_source(self._seed, self._indices(chunk), self._job.shape)
         return self._noise if callable(self._noise) else self._noise[:, chunk]
+
+    def fits(self, loop: Loop) -> bool:
+        """Whether a loop on the device can draw the job: its noise is the seed's, its state fits the graph."""
+        size = loop.evaluator.state_size
+        return self._noise is None and (size is None or len(self._job.plan.state) <= size)
+
+    def draw(self, chunk: slice, loop: Loop) -> Draw:
+        """Some of the samples as a loop on the device takes them."""
+        job, runtime = self._job, loop.evaluator
+        learned = job.plan.log_variance is not None or (runtime.fuses and runtime.learned)
+        return Draw(
+            tables=plan_tables(job.plan, learned_variance=learned, state_size=runtime.state_size),
+            draws=not job.plan.is_deterministic,
+            seed=self._seed,
+            samples=self._indices(chunk),
+            shape=job.shape,
+            x_T=None if self._x_T is None else self._x_T[chunk],
+            condition={name: array[chunk] for name, array in job.condition.items()},
+        )
 
     def _indices(self, chunk: slice) -> range:
         return range(self._start + chunk.start, self._start + chunk.stop)

@@ -58,6 +58,7 @@ class Sampler:
         threads: int | None = None,
         digest: str | None = None,
         warmup: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> Self:
         """Open a bundle on a backend.
 
@@ -66,15 +67,16 @@ class Sampler:
         several precisions to choose from, or "any", and any device.
         digest: `"sha256:..."` that the bundle must have, which pins it against tampering. threads: of one call,
         None is every CPU that the process may use. warmup: evaluate once, so that the first request is not slow.
+        options: of the backend alone, such as `{"buckets": (1, 8)}` on a GPU; see docs/gpu.md.
         Raises BundleError, BackendUnavailable.
         """
         if isinstance(bundle, Bundle):
             if digest not in (None, bundle.digest):
                 raise ValueError(f"digest: got {digest}, but the bundle given has {bundle.digest}")
         else:
-            bundle = read_bundle(bundle or default_bundle(), digest=digest)
+            bundle = read_bundle(bundle or default_bundle(), digest=digest, verify=False)
         with ExitStack() as stack:
-            opened = _open(backend, bundle, precision, device, threads)
+            opened = _open(backend, bundle, precision, device, threads, options)
             stack.enter_context(opened)
             if isinstance(opened, AutoBackend):
                 backend, device = (one := opened.for_batch(1)).name, one.device
@@ -124,10 +126,10 @@ class Sampler:
         with _progress_bar(job, batch_size) if progress else nullcontext() as bar:
             for begin in range(0, job.n, batch_size):
                 chunk = slice(begin, min(begin + batch_size, job.n))
-                for frame in self._frames(job, source, chunk):
-                    samples[chunk] = frame.x
+                for state, rows in self._states(job, source, chunk):
+                    samples[chunk] = state
                     if bar is not None:
-                        bar.update()
+                        bar.update(rows)
         return samples
 
     def stream(
@@ -254,6 +256,15 @@ class Sampler:
         denoise = self.denoiser(job.plan, {name: array[chunk] for name, array in job.condition.items()})
         return job.plan.frames(denoise, source.initial(chunk), source.noise(chunk))
 
+    def _states(self, job: Job, source: Source, chunk: slice) -> Iterator[tuple[Array, int]]:
+        """(the state, how many rows led to it) until there are the samples; a loop on the device shows no others."""
+        loop = getattr(self.backend, "loop", None)
+        if loop is not None and source.fits(loop):
+            yield loop.sample(source.draw(chunk, loop)), job.plan.nfe
+            return
+        for frame in self._frames(job, source, chunk):
+            yield frame.x, 1
+
     def denoiser(self, plan: Plan, condition: Mapping[str, Array] | None = None) -> Denoise:
         """The network as the plan calls it; drops a learned variance that the plan does not use.
 
@@ -270,14 +281,23 @@ class Sampler:
         return denoise
 
 
-def _open(name: str, bundle: Bundle, precision: str | Sequence[str], device: str, threads: int | None) -> Backend:
+def _open(
+    name: str,
+    bundle: Bundle,
+    precision: str | Sequence[str],
+    device: str,
+    threads: int | None,
+    options: Mapping[str, Any] | None,
+) -> Backend:
+    if name == AUTO and options:
+        raise ValueError(f"options: {', '.join(sorted(options))}: of one backend, which {AUTO!r} is not; name it")
     if name == AUTO:
         from ddpm_deploy.tuning import Question, open_auto  # it measures with samplers
 
         return open_auto(bundle, Question.of(precision, device, threads))
     if not isinstance(precision, str):
         raise ValueError(f"precision: got {list(precision)}, expected one name; several are for backend {AUTO!r}")
-    return open_backend(name, bundle, precision=precision, device=device, threads=threads)
+    return open_backend(name, bundle, precision=precision, device=device, threads=threads, options=options)
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -140,6 +140,13 @@ def test_cuda_takes_part_where_any_device_may(digits: Bundle) -> None:
     assert labels(Question(device="any", threads=1), digits, available) == both
 
 
+def test_backend_for_gpus_takes_part_on_cuda_alone(digits: Bundle) -> None:
+    available = found("tensorrt", "fp32", devices=("cuda",))
+    assert labels(Question(threads=1), digits, available) == []
+    for device in ("cuda", "any"):
+        assert labels(Question(device=device), digits, available) == ["tensorrt fp32 on cuda"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

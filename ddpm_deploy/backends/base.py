@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 from weakref import WeakSet
 
 import numpy as np
@@ -16,21 +16,30 @@ import numpy as np
 from ddpm_deploy.bundle import Bundle, TensorSpec
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 
+if TYPE_CHECKING:
+    from ddpm_deploy.backends.cuda import Loop
+
 BACKENDS = {
     "torch": "ddpm_deploy.backends.torch",
     "onnxruntime": "ddpm_deploy.backends.onnxruntime",
     "openvino": "ddpm_deploy.backends.openvino",
+    "tensorrt": "ddpm_deploy.backends.tensorrt.full",
+    "tensorrt-rtx": "ddpm_deploy.backends.tensorrt.rtx",
 }
 
 REMEDIES = {
     "torch": "pip install 'ddpm-deploy[export]'",
     "onnxruntime": "pip install 'ddpm-deploy[cpu]'",
     "openvino": "pip install 'ddpm-deploy[openvino]'",
+    "tensorrt": "pip install tensorrt, with NVIDIA's package index as --extra-index-url",
+    "tensorrt-rtx": "pip install 'ddpm-deploy[tensorrt]'",
 }
 REINSTALLS = {
     "torch": "pip install --force-reinstall torch",
     "onnxruntime": "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'ddpm-deploy[cpu]'  # or [gpu]",
     "openvino": "pip install --force-reinstall openvino",
+    "tensorrt": "pip install --force-reinstall tensorrt, with NVIDIA's package index as --extra-index-url",
+    "tensorrt-rtx": "pip install --force-reinstall tensorrt-rtx-cu13",
 }
 
 MAX_THREADS = 1024
@@ -86,8 +95,19 @@ class BackendModule(Protocol):
     def availability(self) -> Availability:
         """Version, devices and precisions on this machine."""
 
-    def load(self, bundle: Bundle, *, role: str, precision: str, device: str, threads: int | None) -> Backend:
-        """Open one graph of the bundle."""
+    OPTIONS: Collection[str]
+
+    def load(
+        self,
+        bundle: Bundle,
+        *,
+        role: str,
+        precision: str,
+        device: str,
+        threads: int | None,
+        options: Mapping[str, Any],
+    ) -> Backend:
+        """Open one graph of the bundle. options: some of OPTIONS."""
 
 
 _open: WeakSet[GuardedBackend] = WeakSet()
@@ -98,6 +118,7 @@ class GuardedBackend(ABC):
 
     runtime: what `_evaluate` works on; freed when the backend is closed and the last running call has returned.
     optional: inputs that have a default in the graph, so that a feed may leave them out.
+    loop: the whole reverse loop on the device, where the backend has one; closed with it.
     """
 
     name: str
@@ -114,8 +135,10 @@ class GuardedBackend(ABC):
         batch_invariant: bool,
         details: Mapping[str, Any],
         optional: Collection[str] = (),
+        loop: Loop | None = None,
     ) -> None:
         self.device = device
+        self.loop = loop
         self.precision = precision
         self.threads = threads
         self.batch_invariant = batch_invariant
@@ -152,6 +175,9 @@ class GuardedBackend(ABC):
     def close(self) -> None:
         """Let go of the runtime; calls that are running finish first."""
         self._runtime = None
+        loop, self.loop = self.loop, None
+        if loop is not None and os.getpid() == self._pid:
+            loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -217,16 +243,22 @@ def open_backend(
     precision: str = "fp32",
     device: str = "cpu",
     threads: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Backend:
     """Open one graph of a bundle in a runtime, or raise BackendUnavailable; it never falls back to another.
 
     device: "cpu", "cuda" or "cuda:1"; onnxruntime also takes the name of an execution provider.
     threads: for one call; None takes every CPU that this process may use; torch keeps its own number, for the process.
+    options: of this backend alone, see its module.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend: got {name!r}, expected one of {', '.join(BACKENDS)}")
     check_threads(threads)
-    return _module(name).load(bundle, role=role, precision=precision, device=device, threads=threads)
+    module, given = _module(name), dict(options or {})
+    if unknown := given.keys() - set(module.OPTIONS):
+        known = ", ".join(sorted(module.OPTIONS)) or "none"
+        raise ValueError(f"options: backend {name!r} has no {min(unknown)!r}, expected some of: {known}")
+    return module.load(bundle, role=role, precision=precision, device=device, threads=threads, options=given)
 
 
 def check_threads(threads: int | None) -> None:

@@ -1,4 +1,6 @@
-"""ONNX Runtime: CPU, CUDA and any other execution provider that its build has."""
+"""ONNX Runtime: CPU, CUDA and any other execution provider that its build has.
+
+Options, on CUDA: those of `backends.cuda`. A bundle that has the `step` graph for ONNX Runtime on CUDA gets a loop."""
 
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ from ddpm_deploy.backends.base import (
     one_line,
     usable_cpus,
 )
+from ddpm_deploy.backends.cuda import LOOP_OPTIONS, Device, Evaluator, open_loop
 from ddpm_deploy.backends.external import Weights, check_own_tensors, open_graph, refuse_external_data
 from ddpm_deploy.bundle import Bundle, TensorSpec
 from ddpm_deploy.errors import BackendError, BackendUnavailable
@@ -29,12 +32,16 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
+from ddpm_deploy.backends.onnxruntime_plugins import plugin_device
+
 if not hasattr(onnxruntime, "InferenceSession"):
     raise ImportError("onnxruntime is only partly there, as when one of two packages that share it was removed")
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TARGETS = {CPU: "onnxruntime-cpu", CUDA: "onnxruntime-cuda"}  # other providers read the portable file
+OPTIONS = frozenset(LOOP_OPTIONS)
+FILES = {"tf32": "fp32"}  # whose file a precision reads, where it is not its own
 REMEDY_CUDA = "pip uninstall onnxruntime && pip install 'ddpm-deploy[gpu]'"
 DTYPES = {
     "tensor(float)": "float32",
@@ -72,18 +79,10 @@ class OnnxRuntimeBackend(GuardedBackend):
 
         weights: the large tensors of a model that would be over 2 GiB with them.
         """
-        provider, options = provider_for(device)
-        if weights is None:
-            refuse_external_data(cls.name, model)
-        else:
-            check_own_tensors(cls.name, model, weights)
+        provider, options = provider_for(device, precision)
         threads = threads or usable_cpus()
-        session = _session(model, weights, provider, options, threads)
-        placement = _placement(session)
-        check_placement(provider, placement)
-        defaulted = _defaulted(session, inputs)
-        check_signature(cls.name, "inputs", inputs, _specs([*session.get_inputs(), *defaulted]))
-        check_signature(cls.name, "outputs", outputs, _specs(session.get_outputs()))
+        session, placement = open_session(model, weights, provider, options, threads)
+        defaulted = check_session(session, inputs, outputs)
         details = {
             "version": onnxruntime.__version__,
             "providers": session.get_providers(),
@@ -109,15 +108,26 @@ class OnnxRuntimeBackend(GuardedBackend):
 def availability() -> Availability:
     """CUDA is listed when this build has it; whether it works is seen only by opening a session."""
     providers = onnxruntime.get_available_providers()
-    devices = ("cpu", "cuda") if CUDA in providers else ("cpu",)
-    return Availability("onnxruntime", True, version=onnxruntime.__version__, devices=devices, precisions=("fp32",))
+    devices, precisions = (("cpu", "cuda"), ("fp32", "tf32")) if CUDA in providers else (("cpu",), ("fp32",))
+    return Availability("onnxruntime", True, version=onnxruntime.__version__, devices=devices, precisions=precisions)
 
 
-def load(bundle: Bundle, *, role: str, precision: str, device: str, threads: int | None) -> Backend:
+def load(
+    bundle: Bundle,
+    *,
+    role: str,
+    precision: str,
+    device: str,
+    threads: int | None,
+    options: Mapping[str, Any],
+) -> Backend:
     """Open the bundle's file for ONNX Runtime, from the very bytes whose hash was checked."""
-    file = bundle.file(role, precision, TARGETS.get(_provider(device)))
+    resident = _provider(device) == CUDA and device != CUDA
+    if options and not resident:
+        raise ValueError(f"options: {', '.join(sorted(options))}: for CUDA devices only, got device {device!r}")
+    file = bundle.file(role, FILES.get(precision, precision), TARGETS.get(_provider(device)))
     graph = open_graph(OnnxRuntimeBackend.name, bundle, file)
-    return OnnxRuntimeBackend.from_bytes(
+    backend = OnnxRuntimeBackend.from_bytes(
         graph.model,
         file.inputs,
         file.outputs,
@@ -126,15 +136,50 @@ def load(bundle: Bundle, *, role: str, precision: str, device: str, threads: int
         threads=threads,
         weights=graph.weights,
     )
+    if resident and role == "denoiser":
+        _make_resident(backend, bundle, options)
+    return backend
 
 
-def provider_for(device: str) -> tuple[str, dict[str, str]]:
+def _make_resident(backend: OnnxRuntimeBackend, bundle: Bundle, options: Mapping[str, Any]) -> None:
+    """Give the backend a loop around the bundle's `step` graph."""
+    index = device_index(backend.device) or 0
+
+    def evaluator(device: Device) -> Evaluator:
+        return step_evaluator(bundle, backend.precision, backend.device, backend.threads, device)
+
+    backend.loop, about = open_loop(OnnxRuntimeBackend.name, index, evaluator, options)
+    backend.details = {**backend.details, "loop": about}
+
+
+def step_evaluator(bundle: Bundle, precision: str, place: str, threads: int, device: Device) -> Evaluator:
+    """The bundle's `step` graph on a loop's device; on CUDA in a session that captures graphs on the loop's stream.
+
+    BundleError where the bundle has no such graph.
+    """
+    from ddpm_deploy.backends.cuda.onnxruntime_evaluator import OnnxRuntimeEvaluator
+
+    provider, options = provider_for(place, precision)
+    file = bundle.file("step", FILES.get(precision, precision), TARGETS.get(provider))
+    graph = open_graph(OnnxRuntimeBackend.name, bundle, file)
+    captures = provider == CUDA
+    if captures:
+        options |= {"user_compute_stream": str(device.stream), "enable_cuda_graph": "1"}
+    session, _ = open_session(graph.model, graph.weights, provider, options, threads)
+    check_session(session, file.inputs, file.outputs)
+    return OnnxRuntimeEvaluator(session, file.inputs, captures=captures)
+
+
+def provider_for(device: str, precision: str = "fp32") -> tuple[str, dict[str, str]]:
     """The execution provider and its options for a device, or for the provider named in its place."""
     provider = _provider(device)
-    options = {} if provider in (device, CPU) else {"device_id": str(device_index(device)), "use_tf32": "0"}
-    if provider not in onnxruntime.get_available_providers():
+    if precision == "tf32" and provider != CUDA:
+        raise BackendUnavailable(f"onnxruntime: {device}: only CUDA devices compute in tf32; use precision 'fp32'")
+    tf32 = {"use_tf32": str(int(precision == "tf32"))}
+    options = {} if provider in (device, CPU) else {"device_id": str(device_index(device)), **tf32}
+    if provider not in onnxruntime.get_available_providers() and plugin_device(provider) is None:
         have = ", ".join(onnxruntime.get_available_providers())
-        remedy = f"run {REMEDY_CUDA}" if provider == CUDA else "install the onnxruntime build that has it"
+        remedy = f"run {REMEDY_CUDA}" if provider == CUDA else "install the onnxruntime build or plugin that has it"
         raise BackendUnavailable(f"onnxruntime: {device}: {provider} is not in this build ({have}); {remedy}")
     return provider, options
 
@@ -155,14 +200,39 @@ def check_placement(provider: str, placement: Mapping[str, Mapping[str, int]]) -
         )
 
 
-def _session(model: bytes, weights: Weights | None, provider: str, options: dict[str, str], threads: int) -> Any:
+def open_session(
+    model: bytes, weights: Weights | None, provider: str, options: Mapping[str, str], threads: int
+) -> tuple[Any, dict[str, Counter[str]]]:
+    """(a session that computes on this provider alone, the operators that it placed on each)."""
+    if weights is None:
+        refuse_external_data(OnnxRuntimeBackend.name, model)
+    else:
+        check_own_tensors(OnnxRuntimeBackend.name, model, weights)
+    session = _session(model, weights, provider, options, threads)
+    placement = _placement(session)
+    check_placement(provider, placement)
+    return session, placement
+
+
+def check_session(session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[Any]:
+    """The inputs that have defaults; BackendError unless the session has the tensors that the manifest declares."""
+    defaulted = _defaulted(session, inputs)
+    check_signature(OnnxRuntimeBackend.name, "inputs", inputs, _specs([*session.get_inputs(), *defaulted]))
+    check_signature(OnnxRuntimeBackend.name, "outputs", outputs, _specs(session.get_outputs()))
+    return defaulted
+
+
+def _session(model: bytes, weights: Weights | None, provider: str, options: Mapping[str, str], threads: int) -> Any:
     if provider == CUDA:
         _preload_cuda()
-    settings = _session_options(threads)
+    settings, providers = _session_options(threads), [(provider, dict(options))]
+    if provider not in onnxruntime.get_available_providers():
+        settings.add_provider_for_devices([plugin_device(provider)], dict(options))
+        providers = []
     if weights is not None:
         settings.add_external_initializers_from_files_in_memory([weights.name], [weights.data], [len(weights.data)])
     try:
-        session = onnxruntime.InferenceSession(model, settings, providers=[(provider, options)], enable_fallback=0)
+        session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
     except Exception as error:
         raise BackendError(f"onnxruntime: cannot load the model: {one_line(error)}") from error
     if session.get_providers()[0] != provider:
@@ -171,6 +241,7 @@ def _session(model: bytes, weights: Weights | None, provider: str, options: dict
             "are missing; see the log line above and run python -m ddpm_deploy.doctor"
         )
     session.disable_fallback()
+    session._model_bytes = None  # kept for the fallback, as large as the weights
     return session
 
 

@@ -29,6 +29,7 @@ from ddpm_deploy.errors import BackendError, BackendUnavailable
 VERSION = openvino.__version__.partition("-")[0]
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 NEEDS = {"fp32": "FP32", "bf16": "BF16"}
+OPTIONS: frozenset[str] = frozenset()
 
 
 class OpenVinoBackend(GuardedBackend):
@@ -153,7 +154,15 @@ def availability() -> Availability:
     return Availability("openvino", True, version=VERSION, devices=devices, precisions=precisions)
 
 
-def load(bundle: Bundle, *, role: str, precision: str, device: str, threads: int | None) -> Backend:
+def load(
+    bundle: Bundle,
+    *,
+    role: str,
+    precision: str,
+    device: str,
+    threads: int | None,
+    options: Mapping[str, Any],
+) -> Backend:
     """Open the bundle's file for OpenVINO, from the very bytes whose hash was checked; bf16 reads the fp32 file."""
     stored = "fp32" if precision == "bf16" else precision
     file = bundle.file(role, stored, "openvino")

@@ -21,6 +21,7 @@ MODEL = base64.b64decode(
 )
 INPUTS = (TensorSpec("x", ("B", 1, 4, 4), "float32"),)
 OUTPUTS = (TensorSpec("y", ("B", 1, 4, 4), "float32"),)
+TENSORRTS = ("tensorrt", "tensorrt-rtx")
 ANSWER = np.outer([2, 3, 3, 2], [2, 3, 3, 2])  # how many ones each window covers
 
 
@@ -34,10 +35,16 @@ def probe(name: str, device: str) -> str:
 
 
 def _onnx(module: Any, name: str, device: str) -> tuple[str, np.ndarray]:
-    kind = {"onnxruntime": "OnnxRuntimeBackend", "openvino": "OpenVinoBackend"}[name]
-    with getattr(module, kind).from_bytes(MODEL, INPUTS, OUTPUTS, device=device, threads=1) as backend:
+    with _opened(module, name, device) as backend:
         answer = backend.run({"x": np.ones((1, 1, 4, 4), np.float32)})["y"][0, 0]
         return backend.details["placement"], answer
+
+
+def _opened(module: Any, name: str, device: str) -> Any:
+    if name in TENSORRTS:
+        return module.open_model(MODEL, INPUTS, OUTPUTS, device=device)
+    kind = {"onnxruntime": "OnnxRuntimeBackend", "openvino": "OpenVinoBackend"}[name]
+    return getattr(module, kind).from_bytes(MODEL, INPUTS, OUTPUTS, device=device, threads=1)
 
 
 def _torch(module: Any, device: str) -> tuple[str, np.ndarray]:

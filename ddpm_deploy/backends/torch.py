@@ -1,8 +1,11 @@
-"""PyTorch, eager: the float32 reference that every other backend is measured against."""
+"""PyTorch: the float32 reference that every other backend is measured against, and on CUDA a captured loop.
+
+Options: `compile` (on CUDA; torch.compile for the loop's network), and those of `backends.cuda`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,18 +13,20 @@ import torch
 from torch import nn
 
 from ddpm_deploy.backends.base import Availability, Backend, GuardedBackend, device_index, one_line
+from ddpm_deploy.backends.cuda import LOOP_OPTIONS, open_loop
 from ddpm_deploy.bundle import Bundle, TensorSpec
 from ddpm_deploy.errors import BackendError, BackendUnavailable, BundleError
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16", "bf16")}
+AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")}
+OPTIONS = frozenset({"compile", *LOOP_OPTIONS})
 
 
 class TorchBackend(GuardedBackend):
-    """A module in eager mode, shared by all threads; its weights stay in float32 and autocast does the rest.
+    """A module in eager mode, shared by all threads; autocast gives it its precision.
 
-    PyTorch's thread count and its switch for TF32 belong to the whole process: `threads` sets the first when it is
-    given, and opening on CUDA turns the second off.
+    PyTorch's thread count and its switches for TF32 belong to the whole process: `threads` sets the first when it is
+    given, and every evaluation sets the others to what its precision says, and back.
     """
 
     name = "torch"
@@ -44,9 +49,6 @@ class TorchBackend(GuardedBackend):
             raise BackendUnavailable(f"torch: got precision {precision!r} on {device}, expected one of {choices}")
         if threads is not None:
             torch.set_num_threads(threads)
-        if place.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
         return cls(
             module.to(place).eval(),
             inputs,
@@ -60,7 +62,11 @@ class TorchBackend(GuardedBackend):
 
     def _evaluate(self, runtime: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         place, dtype = place_for(self.device), AUTOCAST[self.precision]
-        with torch.inference_mode(), torch.autocast(place.type, dtype=dtype, enabled=dtype is not None):
+        with (
+            tf32(self.precision == "tf32") if place.type == "cuda" else nullcontext(),
+            torch.inference_mode(),
+            torch.autocast(place.type, dtype=dtype, enabled=dtype is not None),
+        ):
             tensors = {name: _tensor(array).to(place) for name, array in feeds.items()}
             result = runtime(tensors.pop("x"), tensors.pop("t"), **tensors)
         return {self.outputs[0].name: np.array(result.float().cpu().numpy())}
@@ -73,7 +79,15 @@ def availability() -> Availability:
     return Availability("torch", True, version=torch.__version__, devices=("cpu", *cuda), precisions=precisions)
 
 
-def load(bundle: Bundle, *, role: str, precision: str, device: str, threads: int | None) -> Backend:
+def load(
+    bundle: Bundle,
+    *,
+    role: str,
+    precision: str,
+    device: str,
+    threads: int | None,
+    options: Mapping[str, Any],
+) -> Backend:
     """Build the network that the bundle describes and fill in its float32 weights; every precision starts there."""
     if role != "denoiser":
         raise BackendUnavailable(f"torch: got role {role!r}, expected 'denoiser'; use another backend for this graph")
@@ -83,9 +97,36 @@ def load(bundle: Bundle, *, role: str, precision: str, device: str, threads: int
         _check_fits(_network(bundle), weights, file.path)
     network = _network(bundle)
     _fill(network, weights, file.path)
-    return TorchBackend.from_module(
+    backend = TorchBackend.from_module(
         network, file.inputs, file.outputs, precision=precision, device=device, threads=threads
     )
+    if place_for(device).type == "cuda":
+        _make_resident(backend, network, bundle, options)
+    elif options:
+        raise ValueError(f"options: {', '.join(sorted(options))}: for CUDA devices only, got device {device!r}")
+    return backend
+
+
+def _make_resident(backend: TorchBackend, network: nn.Module, bundle: Bundle, options: Mapping[str, Any]) -> None:
+    """Give the backend a loop around the network, which is laid out and rounded once, not at every evaluation."""
+    from ddpm_deploy.backends.cuda.torch_evaluator import TorchEvaluator, compiled
+
+    dtype = AUTOCAST[backend.precision]
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if dtype is not None:
+        for part in network.modules():
+            if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear):  # autocast computes these in the narrow type
+                part.to(dtype)
+    evaluated = compiled(network) if options.get("compile", False) else network
+    evaluator = TorchEvaluator(
+        evaluated,
+        autocast=dtype,
+        allow_tf32=backend.precision == "tf32",
+        learned=bundle.manifest.variance == "learned",
+    )
+    index = device_index(backend.device) or 0
+    backend.loop, about = open_loop(TorchBackend.name, index, lambda device: evaluator, options)
+    backend.details = {**backend.details, "loop": about}
 
 
 def _network(bundle: Bundle) -> nn.Module:
@@ -132,6 +173,20 @@ def place_for(device: str) -> torch.device:
         built = f"PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
         raise BackendUnavailable(f"torch: got device {device!r}: {built}; install its CUDA build, or use 'cpu'")
     return torch.device("cuda", index)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 products may be rounded to TF32, for the whole process while it lasts."""
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def device_name(place: torch.device) -> str:

@@ -7,6 +7,7 @@ pairs (fields 1 and 2). The graph and its weights are stepped over by their leng
 from __future__ import annotations
 
 from collections.abc import Iterator
+from mmap import mmap
 
 from ddpm_deploy.errors import BundleError
 from ddpm_deploy.protobuf import fields
@@ -16,7 +17,7 @@ MAX_FIELDS = 100_000
 METADATA_PROPS, PAIR_KEY, PAIR_VALUE = 14, 1, 2
 
 
-def find_metadata(model: bytes, source: str) -> bytes:
+def find_metadata(model: bytes | mmap, source: str) -> bytes:
     """The value under the key `ddpm_deploy` in an ONNX file's metadata.
 
     source: the file's name, for messages. Raises BundleError on anything that is not such a file.
@@ -33,7 +34,7 @@ def find_metadata(model: bytes, source: str) -> bytes:
     return found[0]
 
 
-def metadata_entries(model: bytes) -> list[bytes]:
+def metadata_entries(model: bytes | mmap) -> list[bytes]:
     """All values under the key `ddpm_deploy`; raises ValueError on anything that is not an ONNX file."""
     entries = [value for number, value in _payloads(memoryview(model)) if number == METADATA_PROPS]
     pairs = [{number: bytes(text) for number, text in _payloads(entry)} for entry in entries]

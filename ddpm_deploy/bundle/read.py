@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from ddpm_deploy.bundle.codec import from_json, from_metadata
@@ -60,7 +61,7 @@ class Bundle:
     def open_bytes(self, file: ModelFile | DataFile) -> bytes:
         """Read the file once and check the very bytes that are returned; raises BundleError."""
         data = b"".join(_chunks(self.path(file), file.size_bytes))
-        _check_hash(self.path(file), hashlib.sha256(data).hexdigest(), file.sha256)
+        _check(data, self.path(file), file, self.manifest)
         return data
 
 
@@ -69,11 +70,13 @@ def default_bundle() -> Path:
     return DEFAULT_BUNDLE
 
 
-def read_bundle(path: str | os.PathLike[str], *, digest: str | None = None) -> Bundle:
+def read_bundle(path: str | os.PathLike[str], *, digest: str | None = None, verify: bool = True) -> Bundle:
     """Read and verify a bundle folder, or a lone ONNX file with the manifest in its metadata.
 
-    digest: `"sha256:..."` that the bundle must have. Files that bundle.json does not list are ignored.
-    Raises BundleError where anything is missing, damaged or not as pinned.
+    digest: `"sha256:..."` that the bundle must have. Files that bundle.json does not list are ignored. verify: False
+    looks at sizes and at the manifests inside ONNX files, and leaves the hash of each file to `open_bytes`, which
+    always checks it: a service then does not read what it never uses. Raises BundleError where anything is missing,
+    damaged or not as pinned.
     """
     root = Path(path)
     _check_digest_argument(digest)
@@ -82,7 +85,7 @@ def read_bundle(path: str | os.PathLike[str], *, digest: str | None = None) -> B
     for _ in range(ATTEMPTS):
         before = _identity(root)
         try:
-            return _read_folder(root, digest)
+            return _read_folder(root, digest, verify)
         except BundleError:
             if _identity(root) == before:  # else a writer has put another bundle here meanwhile
                 raise
@@ -102,7 +105,7 @@ def sha256_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def _read_folder(root: Path, digest: str | None) -> Bundle:
+def _read_folder(root: Path, digest: str | None, verify: bool) -> Bundle:
     if not root.is_dir():
         raise BundleError(f"{root}: no such bundle; give a folder with a {MANIFEST_NAME} or an .onnx file")
     if not os.path.lexists(root / MANIFEST_NAME):
@@ -115,7 +118,11 @@ def _read_folder(root: Path, digest: str | None) -> Bundle:
     except BundleError as error:
         raise BundleError(f"{root}{os.sep}{error}") from None
     for file in manifest.all_files:
-        _verify(root / file.path, file, manifest)
+        path = root / file.path
+        if verify:
+            _check(b"".join(_chunks(path, file.size_bytes)), path, file, manifest)
+        else:
+            _check_glance(path, file, manifest)
     return Bundle(root, manifest, found)
 
 
@@ -140,18 +147,22 @@ def _read_small(path: Path) -> bytes:
     return data
 
 
-def _verify(path: Path, file: ModelFile | DataFile, manifest: Manifest) -> None:
-    digest, kept = hashlib.sha256(), []
-    for chunk in _chunks(path, file.size_bytes):
-        digest.update(chunk)
-        if path.suffix == ".onnx":
-            kept.append(chunk)
-    _check_hash(path, digest.hexdigest(), file.sha256)
-    if kept:
-        _check_agrees(b"".join(kept), path, manifest)
+def _check(data: bytes, path: Path, file: ModelFile | DataFile, manifest: Manifest) -> None:
+    """Raise BundleError unless these are the bytes of the file, and say of the model what the manifest says."""
+    _check_hash(path, hashlib.sha256(data).hexdigest(), file.sha256)
+    if path.suffix == ".onnx":
+        _check_agrees(data, path, manifest)
 
 
-def _check_agrees(model: bytes, path: Path, manifest: Manifest) -> None:
+def _check_glance(path: Path, file: ModelFile | DataFile, manifest: Manifest) -> None:
+    """As `_check`, without reading the weights: the size, and what the file says of the model."""
+    next(_chunks(path, file.size_bytes), None)
+    if path.suffix == ".onnx" and file.size_bytes:
+        with open(path, "rb") as stream:
+            _check_agrees(mmap(stream.fileno(), 0, access=ACCESS_READ), path, manifest)
+
+
+def _check_agrees(model: bytes | mmap, path: Path, manifest: Manifest) -> None:
     """Raise BundleError where the manifest inside an ONNX file says something else than bundle.json.
 
     A file without one is let through, and so is one that is no ONNX: that is for its runtime to tell.

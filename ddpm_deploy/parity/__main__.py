@@ -74,7 +74,7 @@ def run(
     read = read_bundle(bundle or default_bundle())
     for file in [] if out is None else [out / name for name in WRITTEN]:
         require_writable(file)
-    wanted = _candidates(backends)
+    wanted = _candidates(backends, device)
     budgets = {_label(*pair): _budget(pair[1], max_step_error, max_final_error) for pair in wanted}
     with ExitStack() as stack:
         samplers = {
@@ -143,10 +143,12 @@ def _publish(
     return OVER_BUDGET if any(budgets[result.name].failures(result) for result in results) else 0
 
 
-def _candidates(text: str | None) -> list[tuple[str, str]]:
+def _candidates(text: str | None, device: str) -> list[tuple[str, str]]:
     """(name, precision) of every runtime to be measured; torch in fp32 is the reference itself."""
     if text is None:
-        found = [name for name, backend in available_backends().items() if backend.available and name != REFERENCE]
+        there = {name: backend for name, backend in available_backends().items() if backend.available}
+        usable = [name for name, backend in there.items() if device != "cpu" or device in backend.devices]
+        found = [name for name in usable if name != REFERENCE]
         if not found:
             raise ValueError("--backends: no runtime is installed beside torch; pip install 'ddpm-deploy[cpu]'")
         return [(name, "fp32") for name in found]

@@ -9,6 +9,7 @@ that noise is small. Rounding a picture to 8 bits has an RMS error of 1/(255 sqr
 
 fp16 keeps 11 bits of a number. A step may be wrong by that thousandth, which no 8-bit picture shows; two grey levels
 at the worst pixel; samples of 40 dB, where the two cannot be told apart side by side.
+tf32 rounds the factors of products to the 11 bits of fp16, without its limits, and is judged like it.
 bf16 keeps 8 bits, so its rounding is 8 times as coarse and its steps may be: two grey levels, sixteen at the worst
 pixel; samples of 30 dB, the usual bound of what is called visually close.
 int8 keeps 8 bits over the whole range of a tensor at all timesteps, so that small numbers have fewer: twice the steps
@@ -62,6 +63,7 @@ BUDGETS = {
     "fp32": Budget(prediction_relative_l2=1e-5, final_max_abs=1e-4, bits_excess=1e-4),
     "bf16": Budget(final_psnr_db=30.0, next_state_rms=8e-3, next_state_max=1 / 16, bits_excess=1e-2),
     "fp16": Budget(final_psnr_db=40.0, next_state_rms=1e-3, next_state_max=1 / 128, bits_excess=5e-3),
+    "tf32": Budget(final_psnr_db=40.0, next_state_rms=1e-3, next_state_max=1 / 128, bits_excess=5e-3),
     "int8": Budget(final_psnr_db=25.0, next_state_rms=1.6e-2, next_state_max=1 / 8, bits_excess=5e-2),
 }
 

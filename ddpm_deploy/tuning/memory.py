@@ -23,7 +23,7 @@ from ddpm_deploy.errors import BackendError
 from ddpm_deploy.tuning.question import CPU, Question
 from ddpm_deploy.tuning.record import Key, Record, read_record
 
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch")
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
 CPU_FIELDS = ("model", "architecture", "flags", "physical", "logical", "usable", "quota")
 MAX_BYTES = 2**20
 

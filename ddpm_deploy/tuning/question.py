@@ -82,9 +82,10 @@ class Question:
         )
 
     def _devices(self, backend: Availability) -> list[str]:
-        if self.device != ANY:
-            return [self.device]
-        return [CPU, *([CUDA] if any(device.startswith(CUDA) for device in backend.devices) else [])]
+        """The CPU of those that have it; a CUDA device that is asked for of all, so that each says why it cannot."""
+        has_cuda = any(device.startswith(CUDA) for device in backend.devices)
+        asked = [CPU, *([CUDA] if has_cuda else [])] if self.device == ANY else [self.device]
+        return [device for device in asked if device != CPU or CPU in backend.devices]
 
     def _precisions(self, bundle: Bundle, backend: Availability) -> list[str]:
         if self.precisions != (ANY,):

@@ -19,10 +19,13 @@ import pytest
 from ddpm_deploy.backends import Backend, available_backends, open_backend
 from ddpm_deploy.backends.tensorrt import Adapter, open_adapter
 from ddpm_deploy.backends.tensorrt.adapter import MODULES
+from ddpm_deploy.backends.tensorrt.cache import VARIABLE
 from ddpm_deploy.bundle import Bundle, read_bundle
 from ddpm_deploy.errors import BackendUnavailable
 
 Feeds = dict[str, np.ndarray]
+
+sys.path.append(str(Path(__file__).parent / "cuda"))  # its host device is for tests of this folder too
 
 
 class Case(NamedTuple):
@@ -58,6 +61,8 @@ CASES = [
     Case("onnxruntime", "fp32", "cuda"),
     Case("openvino"),
     Case("openvino", "bf16"),
+    Case("tensorrt", "fp32", "cuda"),
+    Case("tensorrt-rtx", "fp32", "cuda"),
 ]
 
 
@@ -90,6 +95,14 @@ def any_case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture(scope="session")
 def bundle(labelled_bundle: Path) -> Bundle:
     return read_bundle(labelled_bundle)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep engines that tests build out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("engines")))
+        yield
 
 
 @pytest.fixture(scope="session")

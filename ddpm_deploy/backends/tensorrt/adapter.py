@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ddpm_deploy.backends.base import one_line
+from ddpm_deploy.backends.base import REMEDIES, one_line
 from ddpm_deploy.backends.tensorrt.settings import TENSORRT, TENSORRT_RTX
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
-REMEDIES = {
-    TENSORRT: "pip install tensorrt, with NVIDIA's package index as --extra-index-url",
-    TENSORRT_RTX: "pip install 'ddpm-deploy[tensorrt]'",
-}
 STUB = "the libraries come from NVIDIA's own index, the package on PyPI is a stub without them"
 OFFER = "or use --target tensorrt-rtx, which builds without a GPU"
 OLDEST = {TENSORRT: 10, TENSORRT_RTX: 1}
@@ -58,6 +54,18 @@ class Adapter:
             raise BackendUnavailable(no_gpu(self, reason)) from error
         return Session(self, log, builder)
 
+    def open_runtime(self) -> tuple[Any, Any]:
+        """(its logger, what loads engines); BackendUnavailable where it finds no GPU that it can use."""
+        log = _logger_for(self.api)
+        log.errors.clear()
+        try:
+            return log, self.api.Runtime(log)
+        except (TypeError, RuntimeError) as error:
+            reason = "; ".join(log.errors) or one_line(error)
+            raise BackendUnavailable(
+                f"{self.title}: needs an NVIDIA GPU with its driver to run engines ({reason}); update the driver"
+            ) from error
+
 
 @dataclass(frozen=True)
 class Session:
@@ -69,8 +77,7 @@ class Session:
 
     def fail(self, what: str, remedy: str) -> BackendError:
         """The error of a step that returned nothing, with what the runtime said of it."""
-        reason = "; ".join(dict.fromkeys(self.log.errors)) or "it gave no reason"
-        return BackendError(f"{self.adapter.title}: {what}: {reason}; {remedy}")
+        return BackendError(f"{self.adapter.title}: {what}: {said(self.log)}; {remedy}")
 
 
 def open_adapter(name: str) -> Adapter:
@@ -93,6 +100,13 @@ def open_adapter(name: str) -> Adapter:
     if name == TENSORRT and major < ALWAYS_STRONG and not adapter.strong_flags:
         raise BackendUnavailable(f"{adapter.title}: cannot type networks strongly; run {REMEDIES[name]}")
     return adapter
+
+
+def said(log: Any) -> str:
+    """The errors that the runtime has logged since this was last asked, in one line."""
+    errors = dict.fromkeys(log.errors)
+    log.errors.clear()
+    return "; ".join(errors) or "it gave no reason"
 
 
 def no_gpu(adapter: Adapter, reason: str) -> str:

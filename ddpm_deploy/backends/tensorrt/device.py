@@ -24,22 +24,22 @@ class Gpu:
     driver: str
 
 
-def find_gpu() -> Gpu | None:
-    """The first GPU that this process may use, or None."""
+def find_gpu(index: int = 0) -> Gpu | None:
+    """A GPU that this process may use, the first by default, or None."""
     try:
         cuda = ctypes.CDLL(LIBRARY)
     except OSError:
         return None
-    return query(cuda)
+    return query(cuda, index)
 
 
-def query(cuda: Any) -> Gpu | None:
-    """The first GPU according to an open driver library, or None where it has none."""
+def query(cuda: Any, index: int = 0) -> Gpu | None:
+    """A GPU according to an open driver library, or None where there is none of that number."""
     device, major, minor, version = (ctypes.c_int() for _ in range(4))
     name = ctypes.create_string_buffer(NAME_BYTES)
     failed = (
         cuda.cuInit(0)
-        or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceGet(ctypes.byref(device), index)
         or cuda.cuDeviceGetName(name, NAME_BYTES, device)
         or cuda.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, device)
         or cuda.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, device)

@@ -35,11 +35,12 @@ def _status(name: str, gpu: Gpu | None) -> Status:
         adapter.open()
     except BackendUnavailable as error:
         return Status(name, version, builds=False, runs=False, reason=str(error))
-    reason = _why_not_run(name, gpu)
+    reason = why_not_run(name, gpu)
     return Status(name, version, builds=True, runs=reason is None, reason=reason)
 
 
-def _why_not_run(name: str, gpu: Gpu | None) -> str | None:
+def why_not_run(name: str, gpu: Gpu | None) -> str | None:
+    """Why a runtime's engines cannot run on this GPU, or None where they can."""
     if gpu is None:
         return "engines run on an NVIDIA GPU, and this machine shows none"
     if name == TENSORRT_RTX and gpu.compute_capability not in CAPABILITIES:
