@@ -1,6 +1,7 @@
 # Everything sets itself up: `make demo` and `make test` work in a fresh checkout with nothing but Python and make.
 
 PYTHON ?= python3
+JOBS   ?= 2
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
@@ -17,8 +18,8 @@ help:
 demo: $(READY) ## train on digits, export, prove parity, sample: pictures and a report in runs/demo
 	$(PY) examples/digits_demo.py --out runs/demo
 
-test: $(READY) ## all tests
-	$(PY) -m pytest
+test: $(READY) ## all tests, on two processes
+	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 lint: $(READY) ## ruff, ruff format and mypy
 	$(PY) -m ruff check $(wildcard $(SOURCES))

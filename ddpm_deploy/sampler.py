@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ddpm_deploy.backends import Backend, open_backend
 from ddpm_deploy.backends.auto import NAME as AUTO
 from ddpm_deploy.backends.auto import AutoBackend
+from ddpm_deploy.backends.cuda import Loop
 from ddpm_deploy.bundle import Bundle, Manifest, default_bundle, read_bundle
 from ddpm_deploy.encoder import Encoder, open_encoder
 from ddpm_deploy.job import (
@@ -258,7 +259,7 @@ class Sampler:
 
     def _states(self, job: Job, source: Source, chunk: slice) -> Iterator[tuple[Array, int]]:
         """(the state, how many rows led to it) until there are the samples; a loop on the device shows no others."""
-        loop = getattr(self.backend, "loop", None)
+        loop = _loop_of(self.backend, chunk.stop - chunk.start)
         if loop is not None and source.fits(loop):
             yield loop.sample(source.draw(chunk, loop)), job.plan.nfe
             return
@@ -298,6 +299,12 @@ def _open(
     if not isinstance(precision, str):
         raise ValueError(f"precision: got {list(precision)}, expected one name; several are for backend {AUTO!r}")
     return open_backend(name, bundle, precision=precision, device=device, threads=threads, options=options)
+
+
+def _loop_of(backend: Backend, batch: int) -> Loop | None:
+    """The loop on the device of the backend that serves such a batch, where it has one."""
+    serving = backend.for_batch(batch) if isinstance(backend, AutoBackend) else backend
+    return getattr(serving, "loop", None)
 
 
 def _check_batch_size(batch_size: int) -> None:

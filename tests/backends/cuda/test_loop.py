@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ddpm_deploy import Sampler
+from ddpm_deploy.backends.auto import AutoBackend
 from ddpm_deploy.backends.cuda import Loop, loop, open_loop
 from ddpm_deploy.bundle import Bundle
 from ddpm_deploy.errors import BackendError, BackendUnavailable, NonFiniteError
@@ -192,3 +193,18 @@ def test_without_a_device_the_reason_is_told(caplog: pytest.LogCaptureFixture) -
 
 def test_a_loop_that_is_not_wanted_is_not_opened() -> None:
     assert open_loop("torch", 0, refused, {"loop": False}) == (None, "driven by the host, as asked for")
+
+
+def test_auto_draws_with_the_loop_of_the_backend_that_serves_the_batch(
+    stepped: Bundle, by_host: Sampler, open_loop_on: OpenLoop
+) -> None:
+    made = open_loop_on(stepped)
+    device: Any = made.device
+    small, large = (Sampler.load(stepped, threads=1).backend for _ in range(2))
+    large.loop = made  # type: ignore[attr-defined]
+    with Sampler(AutoBackend({1: small, 4: large}), by_host.manifest) as sampler:
+        sampler.sample(1, steps=4, condition={"labels": 0})
+        assert device.launched == []
+        got, expected = both(sampler, by_host, 3, steps=4)
+        assert device.launched
+    np.testing.assert_allclose(got, expected, rtol=0, atol=ATOL)
