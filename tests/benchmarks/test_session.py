@@ -26,8 +26,9 @@ def pytest_in_benchmarks(
     *arguments: str, timeout_s: float = 250, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of ours
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **environment}
+        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, env={**own, **environment}
     )
 
 
