@@ -117,6 +117,7 @@ def interleave_anew(
     """`interleave` in several parts, before each of which but the first `again(k)` opens all contenders anew.
 
     A copy of a program keeps the memory that it was given: the copy is part of what is measured, and one is no sample.
+    stable: whether most of the warm-ups levelled out.
     """
     parts = []
     for k in range(openings):
@@ -124,7 +125,7 @@ def interleave_anew(
     return Rounds(
         {one.name: [s for part in parts for s in part.seconds[one.name]] for one in contenders},
         sum(part.warmup_rounds for part in parts),
-        all(part.stable for part in parts),
+        sum(part.stable for part in parts) > openings / 2,
         tuple(count for part in parts for count in part.openings),
     )
 
@@ -151,7 +152,7 @@ def _warm_up(contenders: Sequence[Contender], effort: Effort, clock: Clock) -> t
             seconds[contender.name].append(contender.seconds(clock))
         if all(levelled_out(times) for times in seconds.values()):
             return seconds, True
-        if rounds > WINDOW and clock() - began > effort.budget_s:
+        if rounds >= 2 * WINDOW and clock() - began > effort.budget_s:
             break
     return seconds, False
 
