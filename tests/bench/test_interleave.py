@@ -133,7 +133,7 @@ def test_warm_up_that_never_ends_is_cut_and_said() -> None:
     assert (result.stable, result.warmup_rounds) == (False, 12)
     durations = (1000 * 0.9**k for k in range(1000))
     result = interleave([machine.contender("falling", lambda: next(durations))], Effort(1.0, 2, 2, 12), clock=machine)
-    assert (result.stable, result.warmup_rounds) == (False, WINDOW + 1)
+    assert (result.stable, result.warmup_rounds) == (False, 2 * WINDOW)
 
 
 @pytest.mark.parametrize(
