@@ -5,13 +5,11 @@ Each tick asks for one whole sample by the model's default plan. Times are from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from benchmarks.harness import Again, TimeIt, Times
+from benchmarks.harness import TimeIt, Times
+from benchmarks.openings import Opened
 from benchmarks.specs import Options, Spec, own_contenders
 from benchmarks.subjects import pictures
 from ddpm_deploy.bench.deadline import Deadline, keep_pace
-from ddpm_deploy.bench.measure import Contender
 from ddpm_deploy.bench.record import OWN, PEER, Row
 
 NFE = 12
@@ -48,8 +46,8 @@ def time_group(options: Options, spec: Spec) -> TimeIt:
     """By turns at the rate, instead of in rounds."""
     period_s, ticks = pace(options)
 
-    def time_it(contenders: Sequence[Contender], again: Again) -> dict[str, Times]:
-        return {name: _times(deadline) for name, deadline in keep_pace(contenders, period_s, ticks).items()}
+    def time_it(opened: Opened) -> dict[str, Times]:
+        return {name: _times(deadline) for name, deadline in keep_pace(opened(0), period_s, ticks).items()}
 
     return time_it
 

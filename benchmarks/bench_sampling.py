@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from benchmarks.harness import TimeIt, in_rounds
 from benchmarks.models import NETWORKS
-from benchmarks.specs import Options, Spec, own_contenders
+from benchmarks.specs import Options, Spec, openings_of, own_contenders
 from benchmarks.subjects import ONE_GRAPH, pictures
 from ddpm_deploy.bench.measure import Effort
 from ddpm_deploy.bench.record import OWN, PEER, Row
@@ -68,7 +68,8 @@ def time_group(options: Options, spec: Spec) -> TimeIt:
     if spec.tag == CHOICE:
         few = options.model != "digits"
         return in_rounds(Effort(budget_s=60, min_rounds=3 if few else 10, max_warmup=1 if few else 6), openings=1)
-    return in_rounds(Effort(budget_s=60 if options.full else 15, min_rounds=15 if options.full else 20))
+    effort = Effort(budget_s=60 if options.full else 15, min_rounds=15 if options.full else 20)
+    return in_rounds(effort, openings_of(options, whole=True))
 
 
 def test_sampling(row: Row) -> None:

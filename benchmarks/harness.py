@@ -6,9 +6,10 @@ run measures all of its tests that were selected, interleaved; the others only s
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NoReturn, Self
@@ -16,12 +17,13 @@ from typing import Any, NoReturn, Self
 import pytest
 
 from benchmarks.models import KEPT, Model, prepare
+from benchmarks.openings import Opened, Openings, Trial
 from benchmarks.peers import plain_export
 from benchmarks.specs import Options, Spec, batches_of, is_demanded, may_skip, name_of
 from ddpm_deploy import Sampler
 from ddpm_deploy.backends import Backend, open_backend
 from ddpm_deploy.bench.limits import Limits, measure_limits
-from ddpm_deploy.bench.measure import OPENINGS, Contender, Effort, interleave_anew, opening_order
+from ddpm_deploy.bench.measure import OPENINGS, Effort, interleave_anew
 from ddpm_deploy.bench.record import OWN, TWIN, Parity, Row
 from ddpm_deploy.bench.truth import Truth, noise_for, record_truth
 from ddpm_deploy.bench.work import Work, count_work, of_products, percent_of_limit
@@ -29,18 +31,6 @@ from ddpm_deploy.errors import DdpmDeployError, ParityError
 from ddpm_deploy.plan import Plan
 
 PLAIN = KEPT / "plain"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A contender that is open and ready. judge: its parity, or ParityError. nfe: evaluations in one call."""
-
-    call: Callable[[], object]
-    judge: Callable[[], Parity | None]
-    nfe: int = 1
-    synchronise: Callable[[], object] = lambda: None
-    limit: Callable[[Sequence[float]], tuple[float, str] | None] = lambda seconds: None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,17 +44,16 @@ class Times:
     openings: tuple[int, ...] = ()
 
 
-Again = Callable[[int], Sequence[Contender]]
-TimeIt = Callable[[Sequence[Contender], Again], Mapping[str, Times]]
+TimeIt = Callable[[Opened], Mapping[str, Times]]
 
 
 def in_rounds(effort: Effort, openings: int = OPENINGS) -> TimeIt:
     """The usual way to time a group: interleaved rounds, all contenders opened anew between parts of them."""
 
-    def time_it(contenders: Sequence[Contender], again: Again) -> dict[str, Times]:
-        timed = interleave_anew(contenders, again, effort, openings)
+    def time_it(opened: Opened) -> dict[str, Times]:
+        timed = interleave_anew(opened, effort, openings)
         return {
-            name: Times(s, timed.warmup_rounds, timed.stable, openings=timed.openings)
+            name: Times(s, timed.warmup_rounds, name in timed.stable, openings=timed.openings)
             for name, s in timed.seconds.items()
         }
 
@@ -86,6 +75,7 @@ class Bench:
     sections: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     outcomes: dict[str, dict[Spec, Outcome]] = field(default_factory=dict)
     _open: dict[Any, Any] = field(default_factory=dict)
+    _failed: dict[Any, Exception] = field(default_factory=dict)
     _made: dict[str, Any] = field(default_factory=dict)
     _kept: set[Any] = field(default_factory=set)
     _expected: dict[Any, Any] = field(default_factory=dict)
@@ -95,8 +85,7 @@ class Bench:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._kept.clear()
-        self.close_all()
+        self.close_all(kept=True)
 
     # -- what is measured ---------------------------------------------------------------------------------------------
 
@@ -136,27 +125,29 @@ class Bench:
         return self._expected[key]
 
     def opened(self, key: Any, open_it: Callable[[], Any], keep: bool = False) -> Any:
-        """What `open_it` made the first time since `close_all`, or the error that it raised then.
+        """What `open_it` made the first time since `close_all`; an error of its is raised for the whole session.
 
         keep: through `close_all`, as it takes minutes to open.
         """
+        if key in self._failed:
+            raise self._failed[key]
         if key not in self._open:
             try:
                 self._open[key] = open_it()
             except (DdpmDeployError, ImportError) as error:
-                self._open[key] = error
-            if keep or isinstance(self._open[key], Exception):
-                self._kept.add(key)
-        if isinstance(self._open[key], Exception):
-            raise self._open[key]
+                self._failed[key] = error
+                raise
+        if keep:
+            self._kept.add(key)
         return self._open[key]
 
-    def close_all(self) -> None:
-        """Close what is open, but for what is to be kept; it is opened anew when it is next asked for."""
-        for key in [key for key in self._open if key not in self._kept]:
-            one = self._open.pop(key)
-            if not isinstance(one, Exception):
-                one.close()
+    def close_all(self, kept: bool = False) -> None:
+        """Close what is open, and with `kept` what is to be kept too; it is opened anew when it is next asked for."""
+        with ExitStack() as closing:
+            for key in [key for key in self._open if kept or key not in self._kept]:
+                closing.callback(self._open.pop(key).close)
+        self._kept.intersection_update(self._open)
+        gc.collect()
 
     def made_once(self, key: str, make: Callable[[], Any]) -> Any:
         """What needs no closing."""
@@ -224,6 +215,7 @@ class Bench:
 
     def measure(self, group: Mapping[Spec, str], build: Build, time_it: TimeIt) -> dict[Spec, Outcome]:
         """Open and judge every contender, then time those that passed, and the twin of the first own one."""
+        self.close_all(kept=True)
         outcomes: dict[Spec, Outcome] = {}
         trials: dict[Spec, Trial] = {}
         parity: dict[Spec, Parity | None] = {}
@@ -236,14 +228,7 @@ class Bench:
                 outcomes[spec] = error
         if not trials:
             return outcomes
-
-        def again(opening: int) -> list[Contender]:
-            self.close_all()
-            specs = list(trials)
-            trials.update({specs[k]: build(specs[k], self) for k in opening_order(len(specs), opening)})
-            return contenders_of(trials)
-
-        times = time_it(contenders_of(trials), again)
+        times = time_it(Openings(trials, lambda spec: build(spec, self), self.close_all))
         rows = {spec: self._row(spec, t, parity[spec], times[name_of(spec)], group) for spec, t in trials.items()}
         self.rows += rows.values()
         outcomes.update(rows)
@@ -305,11 +290,6 @@ class Bench:
     def note(self, section: str, **facts: Any) -> None:
         """A fact that is no row, for one of the report's sections."""
         self.sections.setdefault(section, []).append(facts)
-
-
-def contenders_of(trials: Mapping[Spec, Trial]) -> list[Contender]:
-    """What is timed."""
-    return [Contender(name_of(spec), trial.call, trial.synchronise) for spec, trial in trials.items()]
 
 
 def _twin_of(group: Mapping[Spec, str]) -> list[Spec]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.peers import PeerUnavailable
 from ddpm_deploy.backends import available_backends
+from ddpm_deploy.bench.measure import OPENINGS
 from ddpm_deploy.bench.record import OWN, PEER, TWIN
 from ddpm_deploy.errors import BackendUnavailable, BundleError
 
@@ -111,7 +112,7 @@ def is_no_such_file(error: Exception) -> bool:
 
 def _lacks_precision(spec: Spec) -> bool:
     found = available_backends()[spec.backend]
-    return found.available and spec.precision in NARROW and spec.precision not in found.precisions
+    return found.available and spec.precision in NARROW and spec.precision not in (*found.precisions, *found.of_files)
 
 
 def name_of(spec: Spec) -> str:
@@ -124,6 +125,15 @@ def batches_of(options: Options) -> tuple[int, ...]:
     if options.batches is not None:
         return options.batches
     return {"cifar10": (1, 8), "celebahq256": (1,)}.get(options.model, (1, 8, 32))
+
+
+def openings_of(options: Options, whole: bool = False) -> int:
+    """How often contenders are opened; once where opening and warming up would take longer than the rounds.
+
+    whole: for whole pictures.
+    """
+    large = ("cifar10", "celebahq256") if whole else ("celebahq256",)
+    return 1 if options.model in large else OPENINGS
 
 
 def own_contenders(options: Options) -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import PLAIN, Bench, Trial
+from benchmarks.harness import PLAIN, Bench
+from benchmarks.openings import Trial
 from benchmarks.peers import COMPILED, Setting, open_picture, open_step
 from benchmarks.specs import Spec
 from ddpm_deploy.bench.record import PEER, TWIN, Parity
@@ -47,7 +48,8 @@ def _evaluate(spec: Spec, bench: Bench) -> tuple[Callable[[Feeds], np.ndarray], 
     if spec.kind == PEER:
         key, keep = (spec.contender, spec.precision, spec.batch), spec.contender == COMPILED
         peer = bench.opened(key, lambda: _open_peer(spec, bench), keep)
-        return (lambda feeds: peer(feeds["x"], feeds["t"])), peer.synchronise, peer.description
+        note = f"{peer.description}, compiled once for all openings" if keep else peer.description
+        return (lambda feeds: peer(feeds["x"], feeds["t"])), peer.synchronise, note
     backend = bench.sampler(spec.contender, spec.precision, twin=spec.kind == TWIN).backend
     (output,) = (tensor.name for tensor in backend.outputs)
     return (lambda feeds: backend.run(feeds)[output]), (lambda: None), ""

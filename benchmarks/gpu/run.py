@@ -164,7 +164,7 @@ class Run:
             percent_of_limit=percent,
             limit=limit,
             warmup_rounds=timed.warmup_rounds,
-            stable=timed.stable,
+            stable=name_of(spec) in timed.stable,
             note=path.note,
         )
 

@@ -7,7 +7,7 @@ import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 from weakref import WeakSet
 
@@ -78,6 +78,7 @@ class Availability:
     """Whether a backend can be had on this machine; if not, the reason and the command that mends it.
 
     devices, precisions: what it can be opened with here; other precisions need a file of the bundle made for them.
+    of_files: further precisions, each with that of the file that it is a way to open.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Availability:
     version: str | None = None
     devices: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
+    of_files: Mapping[str, str] = field(default_factory=dict)
 
 
 class BackendModule(Protocol):

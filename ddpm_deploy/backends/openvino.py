@@ -151,8 +151,10 @@ def availability() -> Availability:
     core = _core(os.getpid())
     devices = tuple(name.lower() for name in core.available_devices)
     capabilities = _capabilities(core, "CPU")
-    precisions = tuple(name for name, needed in NEEDS.items() if needed in capabilities)
-    return Availability("openvino", True, version=VERSION, devices=devices, precisions=precisions)
+    possible = [name for name, needed in NEEDS.items() if needed in capabilities]
+    precisions = tuple(name for name in possible if FILES.get(name, name) == "fp32")
+    of_files = {name: FILES[name] for name in possible if name not in precisions}
+    return Availability("openvino", True, version=VERSION, devices=devices, precisions=precisions, of_files=of_files)
 
 
 def load(

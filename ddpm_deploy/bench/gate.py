@@ -6,7 +6,7 @@ pick one of them by its data would make the intervals too narrow. A row is worse
 and its interval lies above 1. So is a contender whose rows, each too noisy to say, are slower together: the mean of
 their logarithms, weighted by precision.
 
-Intervals are as wide as the bootstraps of both reports make them, and wider where twins differ by more than their own
+Intervals are as wide as those of both reports make them, and wider where twins differ by more than their own
 intervals explain, since a second run then would as well. They allow for all that is compared (Bonferroni), so that many
 rows do not make many false alarms: `FAMILY` is for all together.
 
@@ -228,7 +228,10 @@ def _unrest(old: Report, new: Report) -> float:
 
 
 def _variance(ratio: Interval) -> float:
-    """Of the logarithm of a ratio, from its interval of `CONFIDENCE`."""
+    """Of the logarithm of a ratio, from its interval of `CONFIDENCE`.
+
+    Student's are wider, which allows for a variance that is itself uncertain.
+    """
     deviation = math.log(ratio.high / ratio.low) / 2 / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     return deviation**2
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 WINDOW = 3  # rounds that are compared with as many before them
+WARMUP_ROUNDS = 3 * WINDOW
 STABLE = 0.05
 SHORT_S = 0.05  # where a contender of a group is shorter than this, every call is preceded by an untimed one,
 LONG_S = 1.0  # unless it is longer than this itself
@@ -42,8 +43,9 @@ class Contender:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure one group. budget_s: of all contenders together, without the warm-up, which takes the same
-    at most; rounds go on until it is spent, but never fewer than min_rounds nor more than max_rounds."""
+    """How long to measure one group. budget_s: of all contenders together, without the warm-up; rounds go on until it
+    is spent, but never fewer than min_rounds nor more than max_rounds. The warm-up takes as long again at most, or
+    `WARMUP_ROUNDS` where that is longer."""
 
     budget_s: float = 10.0
     min_rounds: int = 10
@@ -62,14 +64,14 @@ class Effort:
 
 @dataclass(frozen=True)
 class Rounds:
-    """seconds: of each contender, (R,), the same round at the same place. stable: whether the warm-up levelled out.
+    """seconds: of each contender, (R,), the same round at the same place. stable: whose warm-up levelled out.
 
     openings: how many of the rounds followed each opening of the contenders.
     """
 
     seconds: Mapping[str, list[float]]
     warmup_rounds: int
-    stable: bool
+    stable: frozenset[str]
     openings: tuple[int, ...]
 
 
@@ -109,23 +111,22 @@ def interleave(
 
 
 def interleave_anew(
-    contenders: Sequence[Contender],
-    again: Callable[[int], Sequence[Contender]],
+    opened: Callable[[int], Sequence[Contender]],
     effort: Effort,
     openings: int = OPENINGS,
+    *,
+    clock: Clock = time.perf_counter,
 ) -> Rounds:
-    """`interleave` in several parts, before each of which but the first `again(k)` opens all contenders anew.
+    """`interleave` in several parts, before each of which `opened(k)` opens all contenders anew.
 
     A copy of a program keeps the memory that it was given: the copy is part of what is measured, and one is no sample.
-    stable: whether most of the warm-ups levelled out.
+    stable: whose warm-ups all levelled out.
     """
-    parts = []
-    for k in range(openings):
-        parts.append(interleave(again(k) if k else contenders, effort.part(openings), seed=k))
+    parts = [interleave(opened(k), effort.part(openings), seed=k, clock=clock) for k in range(openings)]
     return Rounds(
-        {one.name: [s for part in parts for s in part.seconds[one.name]] for one in contenders},
+        {name: [s for part in parts for s in part.seconds[name]] for name in parts[0].seconds},
         sum(part.warmup_rounds for part in parts),
-        sum(part.stable for part in parts) > openings / 2,
+        frozenset.intersection(*(part.stable for part in parts)),
         tuple(count for part in parts for count in part.openings),
     )
 
@@ -143,18 +144,21 @@ def _goes_on(rounds: int, spent_s: float, effort: Effort) -> bool:
     return rounds < effort.min_rounds or (rounds < effort.max_rounds and spent_s < effort.budget_s)
 
 
-def _warm_up(contenders: Sequence[Contender], effort: Effort, clock: Clock) -> tuple[dict[str, list[float]], bool]:
-    """Rounds until no contender has got faster, within the budget; their times."""
+def _warm_up(
+    contenders: Sequence[Contender], effort: Effort, clock: Clock
+) -> tuple[dict[str, list[float]], frozenset[str]]:
+    """Rounds until no contender has got faster, within the budget; their times, and whose levelled out."""
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    began = clock()
+    began, stable = clock(), frozenset[str]()
     for rounds in range(1, effort.max_warmup + 1):
         for contender in contenders:
             seconds[contender.name].append(contender.seconds(clock))
-        if all(levelled_out(times) for times in seconds.values()):
-            return seconds, True
-        if rounds >= 2 * WINDOW and clock() - began > effort.budget_s:
+        stable = frozenset(name for name, times in seconds.items() if levelled_out(times))
+        if len(stable) == len(seconds):
             break
-    return seconds, False
+        if rounds >= WARMUP_ROUNDS and clock() - began > effort.budget_s:
+            break
+    return seconds, stable
 
 
 def levelled_out(seconds: Sequence[float]) -> bool:

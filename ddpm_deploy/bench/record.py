@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ddpm_deploy.bench.statistics import Interval, Summary, paired_ratio, summarise
+from ddpm_deploy.bench.statistics import Interval, Summary, check_openings, paired_ratio, summarise
 from ddpm_deploy.strict import from_dict
 
 SCHEMA_VERSION = 2
@@ -42,7 +42,7 @@ class Row:
     suite: step, sampling, deadline, ... group: what was asked of all, such as "one evaluation, batch 8".
     kind: own, peer, or twin (a second copy of an own row, which shows the noise). batch: samples a call draws.
     nfe: evaluations of the network in one call. samples_s: seconds of one call, round by round.
-    openings: how many of the samples followed each opening of the contenders; empty where they were opened once.
+    openings: how many of the samples followed each opening of the contenders.
     percent_of_limit: of the hardware's limit, which `limit` names. command: what measures this row alone.
     extra: rows of the suite "deadline" have period_ms, missed, of; a twin may name its row in `of`, else it is called
     as that row and " (twin)".
@@ -71,7 +71,7 @@ class Row:
     @cached_property
     def summary(self) -> Summary:
         """Medians and percentiles of the samples, in seconds."""
-        return summarise(self.samples_s)
+        return summarise(self.samples_s, self.openings)
 
     def times_over(self, other: Row) -> Interval:
         """How many times as long as another row of the same rounds it took."""
@@ -173,8 +173,10 @@ def _row(plain: Any, where: str) -> Row:
         raise ValueError(
             f"{where}: samples_s, openings, batch, nfe: got one that is not a positive number; measure again"
         )
-    if row.openings and sum(row.openings) != len(row.samples_s):
-        raise ValueError(f"{where}: openings: got {sum(row.openings)} rounds, expected {len(row.samples_s)}")
+    try:
+        check_openings(row.openings, len(row.samples_s))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     return row
 
 

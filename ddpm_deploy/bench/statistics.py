@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its bootstrap interval."""
+    """An estimate with its interval."""
 
     value: float
     low: float
@@ -48,12 +48,12 @@ class Summary:
     noisy: bool
 
 
-def summarise(samples: Sequence[float]) -> Summary:
-    """The figures of one row."""
+def summarise(samples: Sequence[float], openings: Sequence[int] = ()) -> Summary:
+    """The figures of one row; openings: as for `paired_ratio`."""
     values = np.asarray(samples, np.float64)
     if values.size < 1:
         raise ValueError("samples: got none, expected at least one")
-    median = bootstrap_median(values)
+    median = _middle(values, openings)
     return Summary(
         n=values.size,
         median=median,
@@ -84,16 +84,22 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], openi
     above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     if above.shape != below.shape or not above.size:
         raise ValueError(f"rounds: got {above.size} and {below.size}, expected the same number, at least one")
+    return _middle(above / below, openings)
+
+
+def check_openings(openings: Sequence[int], rounds: int) -> None:
+    """ValueError for parts that are not the rounds, or more than `STUDENT` knows."""
+    if openings and (sum(openings) != rounds or min(openings) < 1 or len(openings) > len(STUDENT) + 1):
+        most = len(STUDENT) + 1
+        raise ValueError(f"openings: got {list(openings)}, expected at most {most} parts of {rounds} rounds")
+
+
+def _middle(values: Array, openings: Sequence[int]) -> Interval:
+    """The median of one opening's values, or the geometric mean of several openings' medians."""
+    check_openings(openings, values.size)
     if len(openings) < 2:
-        return bootstrap_median(above / below)
-    if sum(openings) != above.size or not min(openings) > 0:
-        raise ValueError(f"openings: got {list(openings)}, expected parts of {above.size} rounds")
-    parts = np.split(np.log(above / below), np.cumsum(openings)[:-1])
-    return _student(np.array([np.median(part) for part in parts]))
-
-
-def _student(logs: Array) -> Interval:
-    """The geometric mean of some ratios from their logarithms, at most `len(STUDENT) + 1` of them."""
+        return bootstrap_median(values)
+    logs = np.log([np.median(part) for part in np.split(values, np.cumsum(openings)[:-1])])
     middle, degrees = logs.mean(), len(logs) - 1
     width = STUDENT[degrees - 1] * logs.std(ddof=1) / np.sqrt(len(logs))
     return Interval(*(float(np.exp(edge)) for edge in (middle, middle - width, middle + width)))

@@ -13,8 +13,8 @@ tf32 rounds the factors of products to the 11 bits of fp16, without its limits, 
 bf16 keeps 8 bits, so its rounding is 8 times as coarse and its steps may be: two grey levels, sixteen at the worst
 pixel; samples of 30 dB, the usual bound of what is called visually close.
 int8 keeps 8 bits over the whole range of a tensor at all timesteps, so that small numbers have fewer: twice the steps
-of bf16; samples of 25 dB, the same picture with other details. int8-bf16, whose float part is bf16, has the same
-budget: its coarser part decides.
+of bf16; samples of 25 dB, the same picture with other details. int8-bf16, which rounds
+everything else to bf16, has the same budget: beside int8 that adds little to a trained model.
 
 A defect is no close call: a wrong cast, an overflow or saturating int8 sums are over these bounds by several times.
 """

@@ -91,7 +91,8 @@ class Question:
         if self.precisions != (ANY,):
             return list(self.precisions)
         stored = [file.precision for file in bundle.manifest.files if file.role == "denoiser"]
-        return list(dict.fromkeys([FP32, *stored, *backend.precisions]))
+        opened = [name for name, file in backend.of_files.items() if file in stored]
+        return list(dict.fromkeys([FP32, *stored, *backend.precisions, *opened]))
 
     def _threads(self, backend: str, device: str) -> list[int | None]:
         if device != CPU:

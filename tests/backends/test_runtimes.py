@@ -199,6 +199,15 @@ class TestOpenVino:
             with pytest.raises(BackendUnavailable, match="does not compute in bf16"):
                 open_backend("openvino", bundle, precision="bf16")
 
+    def test_int8_with_the_rest_in_bf16_is_a_way_to_open_the_int8_file(self) -> None:
+        from ddpm_deploy.backends.openvino import availability, precision_hint
+
+        found = availability()
+        assert found.of_files == ({"int8-bf16": "int8"} if "bf16" in found.precisions else {})
+        assert precision_hint("int8-bf16", "cpu", ["FP32", "BF16"]) == "bf16"
+        with pytest.raises(BackendUnavailable, match=r"does not compute in int8-bf16: .*; use precision 'int8'"):
+            precision_hint("int8-bf16", "cpu", ["FP32", "INT8"])
+
     def test_other_precision_than_asked_for_is_refused(self) -> None:
         from ddpm_deploy.backends.openvino import check_precision
 

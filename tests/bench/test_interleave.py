@@ -11,6 +11,7 @@ import pytest
 from ddpm_deploy.bench import measure
 from ddpm_deploy.bench.measure import (
     SHORT_S,
+    WARMUP_ROUNDS,
     WINDOW,
     Contender,
     Effort,
@@ -59,18 +60,33 @@ def test_every_contender_runs_once_in_each_round_in_an_order_drawn_anew() -> Non
 
 
 def test_contenders_are_opened_anew_for_each_part_of_the_rounds() -> None:
-    machine, opened = Machine(), []
+    machine, openings = Machine(), []
 
-    def again(k: int) -> list[Contender]:
-        opened.append(k)
-        order = opening_order(2, k)
-        return [machine.steady("ab"[i], LONG_S) for i in order]
+    def opened(k: int) -> list[Contender]:
+        openings.append(k)
+        return [machine.steady("ab"[i], LONG_S * (1 + k)) for i in opening_order(2, k)]
 
-    contenders = [machine.steady(name, LONG_S) for name in "ab"]
-    result = interleave_anew(contenders, again, Effort(0, min_rounds=9, max_rounds=9, max_warmup=1), openings=4)
-    assert opened == [1, 2, 3]
+    result = interleave_anew(opened, Effort(0, min_rounds=9, max_rounds=9), openings=4, clock=machine)
+    assert openings == [0, 1, 2, 3]
     assert result.openings == (3, 3, 3, 3)
-    assert {name: len(seconds) for name, seconds in result.seconds.items()} == {"a": 12, "b": 12}
+    assert result.seconds["a"] == pytest.approx(np.repeat([1, 2, 3, 4], 3) * LONG_S)
+    assert result.stable == {"a", "b"}
+
+
+def test_contender_that_never_warms_up_in_one_opening_is_not_stable() -> None:
+    machine = Machine()
+
+    def opened(k: int) -> list[Contender]:
+        falling = (1000 * 0.9**i for i in range(1000))
+        return [machine.steady("a", 1.0), machine.contender("b", lambda: next(falling) if k == 2 else 1.0)]
+
+    result = interleave_anew(opened, Effort(1.0, 6, 6, 12), openings=3, clock=machine)
+    assert result.stable == {"a"}
+
+
+def test_part_of_an_effort_is_no_less_than_its_share() -> None:
+    assert Effort(9.0, 10, 300, 30).part(6) == Effort(1.5, 2, 50, 30)
+    assert Effort(9.0, 1, 1).part(4) == Effort(2.25, 1, 1)
 
 
 def test_places_in_the_order_of_openings_are_balanced() -> None:
@@ -121,7 +137,7 @@ def test_warm_up_lasts_until_no_contender_gets_faster() -> None:
     falling = iter([10.0, 8.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0] + [1.0] * 100)
     contenders = [machine.contender("warming", lambda: next(falling)), machine.steady("steady", LONG_S)]
     result = interleave(contenders, Effort(1000, 5, 5), clock=machine)
-    assert result.stable
+    assert result.stable == {"warming", "steady"}
     assert result.warmup_rounds == 8 + WINDOW  # three rounds no faster than the fastest before them
     assert result.seconds["warming"] == pytest.approx([1.0] * 5)
 
@@ -130,10 +146,10 @@ def test_warm_up_that_never_ends_is_cut_and_said() -> None:
     machine = Machine()
     durations = (1000 * 0.9**k for k in range(1000))
     result = interleave([machine.contender("falling", lambda: next(durations))], Effort(1e9, 2, 2, 12), clock=machine)
-    assert (result.stable, result.warmup_rounds) == (False, 12)
+    assert (result.stable, result.warmup_rounds) == (frozenset(), 12)
     durations = (1000 * 0.9**k for k in range(1000))
     result = interleave([machine.contender("falling", lambda: next(durations))], Effort(1.0, 2, 2, 12), clock=machine)
-    assert (result.stable, result.warmup_rounds) == (False, 2 * WINDOW)
+    assert (result.stable, result.warmup_rounds) == (frozenset(), WARMUP_ROUNDS)
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,17 @@ def test_interval_over_openings_holds_a_bias_of_each_opening_that_rounds_cannot_
     assert held["rounds"] < 120
 
 
-@pytest.mark.parametrize("openings", [(3, 3), (5, 0), (2, 2, 2)])
+def test_median_of_a_row_is_over_its_openings_too() -> None:
+    times = np.repeat([1.0, 1.1, 1.21], 20)
+    found = summarise(times, (20, 20, 20)).median
+    assert found.value == pytest.approx(1.1)
+    assert found.low == pytest.approx(1.1 * np.exp(-4.303 * np.log(1.1) / np.sqrt(3)))
+
+
+@pytest.mark.parametrize("openings", [(7, 7), (13, 0), (6, 6, 6), (1,) * 13])
 def test_openings_that_are_not_the_rounds_are_an_error(openings: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expected parts of 5 rounds"):
-        paired_ratio([1.0] * 5, [1.0] * 5, openings)
+    with pytest.raises(ValueError, match="expected at most 12 parts of 13 rounds"):
+        paired_ratio([1.0] * 13, [1.0] * 13, openings)
 
 
 @pytest.mark.parametrize("others", [[1.0], [1.0, 2.0, 3.0], []])

@@ -321,12 +321,12 @@ def test_ticks_of_a_deadline_are_no_rounds(report: Report) -> None:
 
 def test_rows_skipped_for_one_reason_are_told_once_and_shortly(report: Report) -> None:
     why = f"openvino: cpu does not compute in bf16: got {'FP32, ' * 30}expected BF16; use precision 'fp32'"
-    rows = ("step[openvino-bf16-b1]", "sampling[openvino-bf16-b16-unipc12-any]", "parity[openvino-bf16-b2-ddim50]")
+    rows = ("step[openvino-bf16-b1]", "sampling[openvino-int8-bf16-b16-unipc12-any]", "parity[openvino-bf16-b2-ddim50]")
     skipped = tuple({"what": what, "reason": why} for what in rows)
     many = replace(report, skipped=(*skipped, {"what": "a cross-check", "reason": "no such tool; get it"}))
     sentence = said(many, "Skipped:")
     assert sentence.count("cpu does not compute in bf16") == 1
-    assert "3 rows of openvino bf16: cpu does not compute in bf16: got FP32" in sentence
+    assert "3 rows of openvino bf16, openvino int8-bf16: cpu does not compute in bf16: got FP32" in sentence
     assert "a cross-check: no such tool." in sentence
     assert len(sentence) < 200
     assert to_markdown(many).count("use precision 'fp32'") == 3

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.harness import Bench, Times, Trial
+from benchmarks.harness import Bench, Times
+from benchmarks.openings import Opened, Trial
 from benchmarks.specs import Options, Spec
-from ddpm_deploy.bench.measure import Contender
 from ddpm_deploy.bench.record import Parity, Row
 from ddpm_deploy.bench.truth import feeds_for
 from ddpm_deploy.errors import ParityError
@@ -55,12 +54,11 @@ def bench(tiny_bundle: Path) -> Iterator[Bench]:
 
 def measure(bench: Bench, wrong: Wrong, precision: str = "fp32") -> tuple[dict[Spec, Row | Exception], list[str]]:
     """A group of a right and a broken contender, and the names of those that came to be timed."""
-    backend = bench.sampler("onnxruntime", "fp32").backend
     feeds = feeds_for(bench.model.bundle.manifest, 2)
     timed: list[str] = []
 
     def evaluate(feeds: Feeds) -> np.ndarray:
-        return backend.run(feeds)["prediction"]
+        return bench.sampler("onnxruntime", "fp32").backend.run(feeds)["prediction"]
 
     def build(spec: Spec, bench: Bench) -> Trial:
         def candidate(feeds: Feeds) -> np.ndarray:
@@ -71,7 +69,8 @@ def measure(bench: Bench, wrong: Wrong, precision: str = "fp32") -> tuple[dict[S
 
         return Trial(lambda: candidate(feeds), judge)
 
-    def time_it(contenders: list[Contender], again: Any) -> dict[str, Times]:
+    def time_it(opened: Opened) -> dict[str, Times]:
+        contenders = opened(0)
         timed.extend(contender.name for contender in contenders)
         return {contender.name: Times([contender.seconds() for _ in range(3)]) for contender in contenders}
 

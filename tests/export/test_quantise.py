@@ -234,6 +234,16 @@ def test_openvino_runs_the_graph_within_budget(forms: dict, form: Int8) -> None:
     assert figures.failures(budget_for("int8")) == []
 
 
+def test_openvino_computes_every_layer_of_its_form_in_integers(forms: dict) -> None:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    core = openvino.Core()
+    graph = core.read_model(forms[OPENVINO_INT8].SerializeToString())
+    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    layer_kinds = [str(kind["primitiveType"].value) for kind in kinds if kind["layerType"].value == "Convolution"]
+    assert sum(kind.endswith("I8") for kind in layer_kinds) == len(layers(model()))
+
+
 # -- a well-behaved library ---------------------------------------------------------------------------------------
 
 

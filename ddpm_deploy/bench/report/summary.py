@@ -29,7 +29,7 @@ from ddpm_deploy.bench.report.views import (
 
 NAMED = 4  # things that a sentence names before it counts the others
 REASON = 100  # letters of a reason; all of it stands in the section of what was skipped
-CONTENDER = re.compile(r"([^-\[\]]+)-(fp32|fp16|bf16|int8)-b\d+")  # within the id of a row
+CONTENDER = re.compile(r"([^-\[\]]+)-(fp32|fp16|bf16|int8(?:-bf16)?)-b\d+")  # within the id of a row
 
 
 def summary(report: Report) -> list[Line]:
@@ -78,6 +78,8 @@ def _measured(report: Report) -> list[Line]:
     rounds = [row for row in report.rows if row.suite != DEADLINE]
     kinds = ((rounds, "interleaved rounds each"), (ticks, "ticks each, at a fixed rate"))
     rows = "; ".join(f"{len(found)} rows of {_span(found)} {what}" for found, what in kinds if found)
+    most = max((len(row.openings) for row in rounds), default=0)
+    rows += f", over {most} openings of each contender where that is possible" if most > 1 else ""
     head = f"{model_in_words(report)}, on {device_in_words(report.machine)}; a {report.mode} run of {report.made}."
     return [
         (
