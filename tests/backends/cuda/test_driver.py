@@ -76,11 +76,33 @@ def test_a_captured_graph_does_its_work_only_when_it_is_replayed(device: CudaDev
     buffers.free()
 
 
-def test_a_failure_while_capturing_ends_the_capture(device: CudaDevice, fake: FakeDriver) -> None:
-    with pytest.raises(ZeroDivisionError):
-        device.capture(lambda: [1 // 0])
-    assert fake.capturing is None
+def test_a_failure_while_capturing_ends_the_capture_and_is_what_is_raised(
+    device: CudaDevice, fake: FakeDriver
+) -> None:
+    def enqueue() -> None:
+        fake.fails["cuStreamEndCapture"] = CUresult.CUDA_ERROR_INVALID_VALUE  # as of a capture that was spoilt
+        fake.capturing = None
+        raise OutOfDeviceMemory("no room")
+
+    with pytest.raises(OutOfDeviceMemory, match="no room"):
+        device.capture(enqueue)
+    assert "cuStreamEndCapture" in fake.calls
     device.synchronize()
+
+
+def test_a_graph_that_does_not_fit_leaves_nothing_behind(device: CudaDevice, fake: FakeDriver) -> None:
+    fake.fails["cuGraphInstantiate"] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(OutOfDeviceMemory):
+        device.capture(lambda: None)
+    assert fake.calls.count("cuGraphDestroy") == 1
+
+
+def test_graphs_can_be_freed_before_the_device_is_closed(device: CudaDevice, fake: FakeDriver) -> None:
+    device.capture(lambda: None)
+    device.free_graphs()
+    device.capture(lambda: None)
+    device.close()
+    assert fake.calls.count("cuGraphExecDestroy") == 2
 
 
 def test_tensors_begin_at_aligned_addresses_and_do_not_overlap(device: CudaDevice) -> None:
@@ -129,6 +151,20 @@ def test_a_missing_driver_is_told_in_one_sentence(fake: FakeDriver, monkeypatch:
     monkeypatch.setattr(fake, "cuInit", missing)
     with pytest.raises(BackendUnavailable, match=r"Failed to load libcuda.so.1; .* needs an NVIDIA GPU"):
         CudaDevice()
+
+
+def test_a_driver_without_a_device_is_told_in_one_sentence(fake: FakeDriver) -> None:
+    fake.fails["cuInit"] = CUresult.CUDA_ERROR_NO_DEVICE
+    with pytest.raises(BackendUnavailable, match=r"cuInit failed: CUDA_ERROR_NO_DEVICE; .* needs an NVIDIA GPU"):
+        CudaDevice()
+
+
+def test_a_driver_that_is_too_old_for_the_compiler_is_told(fake: FakeDriver) -> None:
+    fake.fails["cuModuleLoadData"] = CUresult.CUDA_ERROR_INVALID_IMAGE
+    with pytest.raises(BackendUnavailable, match=r"INVALID_IMAGE: .*update the driver, or install .*nvrtc"):
+        CudaDevice()
+    assert fake.calls.count("cuDevicePrimaryCtxRetain") == fake.calls.count("cuDevicePrimaryCtxRelease") == 1
+    assert fake.current == []
 
 
 def test_a_source_that_does_not_compile_is_told_with_the_compilers_words(monkeypatch: pytest.MonkeyPatch) -> None:
