@@ -14,6 +14,7 @@ from fake_driver import CUresult, FakeDriver, bindings
 from ddpm_deploy.backends.cuda import OutOfDeviceMemory, driver
 from ddpm_deploy.backends.cuda.device import ALIGNMENT, Buffers
 from ddpm_deploy.backends.cuda.driver import CudaDevice
+from ddpm_deploy.backends.tensorrt import find_gpu
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 from ddpm_deploy.noise import initial_noise
 
@@ -76,9 +77,7 @@ def test_a_captured_graph_does_its_work_only_when_it_is_replayed(device: CudaDev
     buffers.free()
 
 
-def test_a_failure_while_capturing_ends_the_capture_and_is_what_is_raised(
-    device: CudaDevice, fake: FakeDriver
-) -> None:
+def test_a_failure_while_capturing_ends_the_capture_and_is_what_is_raised(device: CudaDevice, fake: FakeDriver) -> None:
     def enqueue() -> None:
         fake.fails["cuStreamEndCapture"] = CUresult.CUDA_ERROR_INVALID_VALUE  # as of a capture that was spoilt
         fake.capturing = None
@@ -142,6 +141,19 @@ def test_missing_bindings_are_named_with_the_command_that_installs_them(monkeypa
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(BackendUnavailable, match=r"cannot be imported.*pip install 'ddpm-deploy\[cuda\]'"):
         CudaDevice()
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="a null function must not reach a driver")
+@pytest.mark.parametrize("kernel", driver.kernels())
+def test_arguments_of_every_kernel_are_what_nvidias_bindings_pack(kernel: str) -> None:
+    real: Any = pytest.importorskip("cuda.bindings.driver", reason="NVIDIA's bindings")
+    unopened: Any = CudaDevice.__new__(CudaDevice)
+    unopened._cuda, unopened._functions, unopened._stream = real, {kernel: real.CUfunction()}, real.CUstream()
+    given = [None if i % 2 else 2**40 for i in range(len(driver.kernels()[kernel]))]
+    with pytest.raises(RuntimeError, match="driver"):  # they are packed before its library is looked for
+        unopened.launch(kernel, 1, *given)
+    with pytest.raises(TypeError):
+        unopened.launch(kernel, 1, "a", *given[1:])
 
 
 def test_a_missing_driver_is_told_in_one_sentence(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
