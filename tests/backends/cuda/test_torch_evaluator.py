@@ -15,10 +15,12 @@ pytest.importorskip("torch", reason="evaluates the network")
 import torch
 from host_device import HostDevice
 
+from ddpm_deploy.backends import open_backend
 from ddpm_deploy.backends.cuda import Loop, OutOfDeviceMemory
 from ddpm_deploy.backends.cuda.device import Buffers
 from ddpm_deploy.backends.cuda.loop import Draw, Key
 from ddpm_deploy.backends.cuda.torch_evaluator import TorchEvaluator, compiled
+from ddpm_deploy.bundle import Bundle
 from ddpm_deploy.errors import BackendError
 
 SHAPE = (1, 2, 2)
@@ -150,3 +152,12 @@ def test_memory_that_torch_keeps_goes_back_before_a_batch_is_tried_again(monkeyp
     assert made.sample(make_draw(4)).shape == (4, *SHAPE)
     assert events == ["graphs", "release at 0"]
     assert made.buckets == (1, 4)
+
+
+def test_network_with_conditions_is_compiled_whole_and_computes_the_same(stepped: Bundle) -> None:
+    network: Any = open_backend("torch", stepped, threads=1)._runtime  # type: ignore[attr-defined]
+    inputs = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 99.0])
+    labels = torch.tensor([0, 2])
+    with torch.no_grad():
+        got = compiled(network, "eager")(*inputs, labels=labels)
+        torch.testing.assert_close(got, network(*inputs, labels=labels))
