@@ -243,7 +243,7 @@ def _show_list(cache: EngineCache, bundle: Bundle | None, as_json: bool) -> int:
     records = [record for record in cache.records() if bundle is None or record.key.bundle_digest == bundle.digest]
     results = [_result(cache, record.key, record, state="hit") for record in records]
     if not as_json:
-        print(f"{cache.root}: {len(results)} engines")
+        print(f"{cache.root}: {len(results)} engine{'' if len(results) == 1 else 's'}")
         for record in records:
             batches = ",".join(map(str, record.key.settings.batches))
             print(f"  {record.key.title}, batch {batches}, {record.size_bytes / 2**20:.2f} MiB  {record.path}")

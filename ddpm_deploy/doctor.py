@@ -131,7 +131,7 @@ def render(report: dict[str, Any], *, yes: str = "✓", no: str = "✗", arrow: 
 
 
 def _backend_lines(backend: dict[str, Any], mark: dict[bool, str], arrow: str) -> list[str]:
-    head = f"  {mark[backend['available']]} {backend['name']:<12}"
+    head = f"  {mark[backend['available']]} {backend['name']:<12} "
     indent = " " * len(head)
     if backend["version"] is None:
         return [f"{head}{backend['reason']}", f"{indent}{arrow} {backend['remedy']}"]
@@ -143,12 +143,12 @@ def _backend_lines(backend: dict[str, Any], mark: dict[bool, str], arrow: str) -
 
 
 def _builder_lines(status: dict[str, Any], mark: dict[bool, str]) -> list[str]:
-    head = f"  {mark[status['builds']]} {status['name']:<12}"
+    head = f"  {mark[status['builds']]} {status['name']:<12} "
     if status["version"] is None:
-        return [f"{head} {status['reason'].removeprefix(status['name'] + ': ')}"]
+        return [f"{head}{status['reason'].removeprefix(status['name'] + ': ')}"]
     can = f"{mark[status['builds']]} builds engines  {mark[status['runs']]} can run them"
-    reason = [f"{'':<{len(head)}} {status['reason']}"] if status["reason"] else []
-    return [f"{head} {status['version']:<14}{can}", *reason]
+    reason = [f"{'':<{len(head)}}{status['reason']}"] if status["reason"] else []
+    return [f"{head}{status['version']:<14}{can}", *reason]
 
 
 def _backend(found: Availability) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ddpm_deploy.backends.cuda import Draw, Loop
 from ddpm_deploy.bundle import Condition, Manifest
 from ddpm_deploy.bundle.records import MAX_ELEMENTS
-from ddpm_deploy.noise import initial_noise, noise_source
+from ddpm_deploy.noise import initial_noise, noise_source, require_words
 from ddpm_deploy.plan import Noise, Plan
 from ddpm_deploy.plan.feeds import plan_tables
 
@@ -62,13 +62,15 @@ class Source:
 
     def draw(self, chunk: slice, loop: Loop) -> Draw:
         """Some of the samples as a loop on the device takes them."""
-        job, runtime = self._job, loop.evaluator
+        job, runtime, samples = self._job, loop.evaluator, self._indices(chunk)
+        require_words(seed=self._seed, sample=samples[0])
+        require_words(sample=samples[-1])
         learned = job.plan.log_variance is not None or (runtime.fuses and runtime.learned)
         return Draw(
             tables=plan_tables(job.plan, learned_variance=learned, state_size=runtime.state_size),
             draws=not job.plan.is_deterministic,
             seed=self._seed,
-            samples=self._indices(chunk),
+            samples=samples,
             shape=job.shape,
             x_T=None if self._x_T is None else self._x_T[chunk],
             condition={name: array[chunk] for name, array in job.condition.items()},

@@ -81,9 +81,14 @@ def _batch(seed: int, samples: Sequence[int], row: int, stream: int, shape: tupl
     return out.reshape(len(samples), *shape)
 
 
-def _philox(seed: int, sample: int, row: int, stream: int) -> Any:
-    for name, value in (("seed", seed), ("sample", sample), ("row", row)):
+def require_words(**numbers: int) -> None:
+    """ValueError naming a number of a stream, such as `seed`, that is no whole number from 0 to 2^64 - 1."""
+    for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < _WORD:
             raise ValueError(f"{name}: got {value!r}, expected a whole number from 0 to 2^64 - 1")
+
+
+def _philox(seed: int, sample: int, row: int, stream: int) -> Any:
+    require_words(seed=seed, sample=sample, row=row)
     key = np.array([seed, sample], dtype=np.uint64)
     return np.random.Philox(key=key, counter=np.array([0, 0, row, stream], dtype=np.uint64))

@@ -76,6 +76,12 @@ def test_missing_backend_is_shown_with_its_remedy_and_exit_code_1(
     assert "No backend is usable" in text
 
 
+def test_long_name_of_a_backend_is_apart_from_what_is_said_of_it(only: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    only(Availability("tensorrt-rtx", False, reason="no GPU", remedy="use another"))
+    doctor.main([])
+    assert "tensorrt-rtx no GPU" in capsys.readouterr().out
+
+
 def test_device_that_fails_is_reported_and_does_not_count(only: Any, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     only(Availability("onnxruntime", True, version="1", devices=("NoSuchExecutionProvider",), precisions=("fp32",)))

@@ -27,7 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=8.0, help="for all of it; what does not fit is skipped")
     parser.add_argument("--models", type=words, default=",".join(MODELS), help="these only")
     parser.add_argument("--precisions", type=words, default=",".join(PRECISIONS), help="these only")
-    parser.add_argument("--rehearse", action="store_true", help="the same program on a CPU, with tiny effort")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="the same program on a CPU, with tiny effort: digits in fp32"
+    )
     parser.add_argument("--prepare", action="store_true", help="make what is kept between runs, and measure nothing")
     return parser
 
@@ -43,7 +45,8 @@ def run(
     asked = Asked(out, minutes, rehearse, tuple(models), tuple(precisions))
     if not asked.groups():
         raise ValueError(
-            f"--models, --precisions: got {', '.join((*models, *precisions))}, in which nothing is measured"
+            f"--models, --precisions: got {', '.join((*models, *precisions))}, in which nothing is measured; "
+            "leave one of them out"
         )
     _require_device(asked)
     require_writable(out)

@@ -34,9 +34,14 @@ class Clock:
             raise OutOfTime(f"would take about {seconds:.0f} s, with {left_s:.0f} s left{share}; give more --minutes")
 
     @contextmanager
-    def spending(self, what: Hashable, guess_s: float, part: float = 1.0) -> Iterator[None]:
-        """Do something that is as long as it was the last time, or else as `guess_s`; OutOfTime instead if too long."""
-        self.require(self._costs.get(what, guess_s), part)
+    def spending(self, what: Hashable, guess_s: float, part: float = 1.0, keep_s: float = 0.0) -> Iterator[None]:
+        """Do something that is as long as it was the last time, or else as `guess_s`; OutOfTime instead if too long.
+
+        keep_s: what has to be left after it.
+        """
+        cost_s = self._costs.get(what, guess_s)
+        self.require(cost_s, part)
+        self.require(cost_s + keep_s)
         began = self._now()
         try:
             yield

@@ -35,6 +35,8 @@ OPEN_S = 5.0  # to open and judge what is not known to take longer
 EXPORT_S = 120.0
 FACTS_S = 3.0  # of one path
 COMPILE_S: Mapping[str, float] = {**paths.SECONDS, **peers.SECONDS}
+BY_TORCH = {paths.COMPILED, *peers.COMPILEDS}  # what one of them has taken, the next is expected to take
+COMPILES = "torch.compile"
 PART = 0.1  # of the time that is left, for what compiles in a group where that matters little
 CROWDED = 64  # the batch from which on a group's memory is given back after it
 DIGITS = 0.4  # of the time that the larger network takes to compile
@@ -221,8 +223,8 @@ class Run:
         scale = DIGITS if group.model == "digits" else 1.0
         guess_s = scale * COMPILE_S[spec.contender] if compiles else OPEN_S
         part = PART if compiles and not group.compiled else 1.0
-        self.clock.require(self._reserve_s)
-        return self.clock.spending((spec.contender, group.model, spec.kind), guess_s, part)
+        what = COMPILES if spec.contender in BY_TORCH else (spec.contender, spec.kind)
+        return self.clock.spending((what, group.model), guess_s, part, self._reserve_s)
 
     def _skipping(self, what: str) -> Skipping:
         return Skipping(what, self.findings.skipped, self._say)

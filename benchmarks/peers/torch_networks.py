@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers.base import Array, Evaluate, PeerUnavailable, Setting, require_packages
@@ -70,7 +71,9 @@ def compiled(bundle: Bundle, setting: Setting) -> Network:
     """As `eager`, compiled on its first call for batches of `setting.batch` and no others; nothing falls back."""
     import torch
 
-    how: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
+    how: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+    if "isolate_recompiles" in signature(torch.compile).parameters:  # from PyTorch 2.12 on; without, eight at most
+        how["isolate_recompiles"] = True
     how |= {"mode": "max-autotune"} if setting.on_cuda else {"options": {"freezing": True}}
     network = placed(bundle, setting)
     fast, dtype = torch.compile(network, **how), network.dtype

@@ -42,7 +42,7 @@ CUDA = "CUDAExecutionProvider"
 TARGETS = {CPU: "onnxruntime-cpu", CUDA: "onnxruntime-cuda"}  # other providers read the portable file
 OPTIONS = frozenset(LOOP_OPTIONS)
 FILES = {"tf32": "fp32"}  # whose file a precision reads, where it is not its own
-REMEDY_CUDA = "pip uninstall onnxruntime && pip install 'ddpm-deploy[gpu]'"
+REMEDY_CUDA = "pip uninstall -y onnxruntime && pip install 'ddpm-deploy[gpu]'"
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -180,7 +180,8 @@ def provider_for(device: str, precision: str = "fp32") -> tuple[str, dict[str, s
     if provider not in onnxruntime.get_available_providers() and plugin_device(provider) is None:
         have = ", ".join(onnxruntime.get_available_providers())
         remedy = f"run {REMEDY_CUDA}" if provider == CUDA else "install the onnxruntime build or plugin that has it"
-        raise BackendUnavailable(f"onnxruntime: {device}: {provider} is not in this build ({have}); {remedy}")
+        asked = provider if provider == device else f"{device}: {provider}"
+        raise BackendUnavailable(f"onnxruntime: {asked} is not in this build ({have}); {remedy}")
     return provider, options
 
 

@@ -109,7 +109,7 @@ def load(
 
 def _make_resident(backend: TorchBackend, network: nn.Module, bundle: Bundle, options: Mapping[str, Any]) -> None:
     """Give the backend a loop around the network, which is laid out and rounded once, not at every evaluation."""
-    from ddpm_deploy.backends.cuda.torch_evaluator import TorchEvaluator, compiled
+    from ddpm_deploy.backends.cuda.torch_evaluator import TorchEvaluator
 
     dtype = AUTOCAST[backend.precision]
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -117,12 +117,12 @@ def _make_resident(backend: TorchBackend, network: nn.Module, bundle: Bundle, op
         for part in network.modules():
             if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear):  # autocast computes these in the narrow type
                 part.to(dtype)
-    evaluated = compiled(network) if options.get("compile", False) else network
     evaluator = TorchEvaluator(
-        evaluated,
+        network,
         autocast=dtype,
         allow_tf32=backend.precision == "tf32",
         learned=bundle.manifest.variance == "learned",
+        compiles=options.get("compile", False),
     )
     index = device_index(backend.device) or 0
     backend.loop, about = open_loop(TorchBackend.name, index, lambda device: evaluator, options)
@@ -177,16 +177,44 @@ def place_for(device: str) -> torch.device:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether float32 products may be rounded to TF32, for the whole process while it lasts."""
-    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = allowed
+    """Whether float32 products may be rounded to TF32, for the whole process while it lasts.
+
+    PyTorch has older switches and newer ones. Both are set, so that neither overrides the other, and put back.
+    """
+    before = _switches()
+    _switch([allowed, allowed], ["tf32" if allowed else "ieee"] * len(_newer()))
     try:
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
+        _switch(*before)
+
+
+def _older() -> tuple[Any, ...]:
+    return torch.backends.cuda.matmul, torch.backends.cudnn
+
+
+def _newer() -> tuple[Any, ...]:
+    cudnn: Any = torch.backends.cudnn  # partly untyped
+    return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+
+
+def _switches() -> tuple[list[bool | None], list[str]]:
+    """(the older ones, None where PyTorch refuses to read them beside newer ones that say otherwise; the newer)."""
+    older: list[bool | None] = []
+    for switch in _older():
+        try:
+            older.append(switch.allow_tf32)
+        except RuntimeError:
+            older.append(None)
+    return older, [switch.fp32_precision for switch in _newer()]
+
+
+def _switch(older: Sequence[bool | None], newer: Sequence[str]) -> None:
+    for switch, value in zip(_older(), older, strict=True):
+        if value is not None:
             switch.allow_tf32 = value
+    for switch, precision in zip(_newer(), newer, strict=True):
+        switch.fp32_precision = precision
 
 
 def device_name(place: torch.device) -> str:

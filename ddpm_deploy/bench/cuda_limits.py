@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ddpm_deploy.backends.torch import place_for
+from ddpm_deploy.backends.torch import place_for, tf32
 from ddpm_deploy.bench.products import Call, Size, Unavailable
 from ddpm_deploy.bench.streams import Pass
 
@@ -45,6 +45,8 @@ def torch_product(place: torch.device, size: Size, precision: str, threads: int)
         a, b = (torch.randint(-128, 128, shape, dtype=dtype, device=place) for shape in ((m, k), (n, k)))
         return lambda: torch._int_mm(a, b.T)
     a, b, out = (torch.randn(shape, device=place).to(dtype) for shape in ((m, k), (k, n), (m, n)))
+    if dtype != torch.float32:
+        return lambda: torch.mm(a, b, out=out)
     return _with_tf32(precision == "tf32", lambda: torch.mm(a, b, out=out))
 
 
@@ -82,11 +84,7 @@ def cache_bytes(place: torch.device) -> int | None:
 
 def _with_tf32(allowed: bool, call: Callable[[], object]) -> Call:
     def product() -> None:
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-        try:
+        with tf32(allowed):
             call()
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
 
     return product

@@ -123,6 +123,12 @@ def require_case() -> Callable[[Case], None]:
     return require
 
 
+@pytest.fixture
+def require_on_gpu() -> Callable[[str, str], None]:
+    """(backend, precision): skips or fails where it cannot run on a CUDA device."""
+    return lambda backend, precision: require(Case(backend, precision, "cuda"))
+
+
 @pytest.fixture(scope="session")
 def reference(bundle: Bundle) -> Iterator[Backend]:
     require(Case("torch"))

@@ -106,7 +106,7 @@ def test_list_shows_what_is_there(rtx: Adapter, run: Run, tmp_path: Path) -> Non
     run(DIGITS, *RTX, "--quiet")
     code, out, _ = run("--list")
     assert code == 0
-    assert ": 1 engines\n  denoiser fp32 on tensorrt-rtx " in out
+    assert ": 1 engine\n  denoiser fp32 on tensorrt-rtx " in out
     assert len(json.loads(run("--list", DIGITS, "--json")[1])["engines"]) == 1
 
 

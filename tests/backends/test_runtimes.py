@@ -337,6 +337,35 @@ class TestTorch:
         with pytest.raises(BackendUnavailable, match="got device 'cuda:99'"):
             open_backend("torch", bundle, device="cuda:99")
 
+    @pytest.mark.parametrize("others", ["nothing", "the old switch", "the new switch", "one for all"])
+    def test_tf32_is_what_the_precision_says_whatever_the_process_has_set(self, others: str) -> None:
+        import torch
+
+        from ddpm_deploy.backends.torch import tf32
+
+        matmul, cudnn, every = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends
+        parts: Any = (matmul, cudnn.conv, cudnn.rnn, every)  # type: ignore[attr-defined]
+        before = [part.fp32_precision for part in parts]
+        old = matmul.allow_tf32, cudnn.allow_tf32
+        try:
+            if others == "the old switch":
+                matmul.allow_tf32 = True
+            if others == "the new switch":
+                matmul.fp32_precision = "tf32"  # from now on the old one cannot be read
+            if others == "one for all":
+                every.fp32_precision = "tf32"
+            kept = [part.fp32_precision for part in parts]
+            for allowed in (True, False):
+                with tf32(allowed):
+                    expected = "tf32" if allowed else "ieee"
+                    assert [part.fp32_precision for part in parts[:3]] == [expected] * 3
+                    assert matmul.allow_tf32 == cudnn.allow_tf32 == allowed
+                assert [part.fp32_precision for part in parts] == kept
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32 = old
+            for part, precision in zip(parts, before, strict=True):
+                part.fp32_precision = precision
+
     def test_other_graphs_than_the_denoiser_are_refused(self, bundle: Bundle) -> None:
         with pytest.raises(BackendUnavailable, match="got role 'sampler', expected 'denoiser'"):
             open_backend("torch", bundle, role="sampler")

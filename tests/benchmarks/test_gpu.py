@@ -198,6 +198,27 @@ def test_clock_knows_what_things_have_cost() -> None:
     with pytest.raises(OutOfTime, match="about 30 s, with 30 s left, of which it may take 10%"), \
             clock.spending("compile", 1.0, 0.1):  # fmt: skip
         pytest.fail("it was begun all the same")
+    with pytest.raises(OutOfTime, match="about 50 s, with 30 s left"), clock.spending("compile", 1.0, keep_s=20.0):
+        pytest.fail("it was begun all the same")
+
+
+def test_what_torch_compile_took_for_one_is_expected_of_the_next(
+    tmp_path: Path, digits: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, now = begun(tmp_path, digits, minutes=8), [0.0]
+    run.clock = Clock(480.0, lambda: now[0])
+    group = replace(GROUP, compiled=True)
+    with run._spending(group.spec(peers.OUR_COMPILED, PEER), group):
+        now[0] = 300.0
+    with pytest.raises(OutOfTime, match="about 300 s, with 180 s left"), \
+            run._spending(group.spec(paths.COMPILED), group):  # fmt: skip
+        pytest.fail("it was begun all the same")
+
+
+def test_first_group_compiles_nothing_so_that_there_is_a_report_soon() -> None:
+    first = next(FULL[0].groups())
+    assert not first.compiled
+    assert any(group.compiled for group in FULL[0].groups())
 
 
 # -- peers ------------------------------------------------------------------------------------------------------------

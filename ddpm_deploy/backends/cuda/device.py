@@ -63,6 +63,9 @@ class Device(Protocol):
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """What `enqueue` enqueues, as a graph that each call enqueues again."""
 
+    def free_graphs(self) -> None:
+        """Free everything that was captured, which nothing calls any more."""
+
     def synchronize(self) -> None:
         """Wait for all that was enqueued."""
 

@@ -36,12 +36,18 @@ class CudaDevice:
             self._handle = self._check("cuDeviceGet", index)
         except BackendError as error:
             raise BackendUnavailable(f"cuda:{index}: {error}; use a device that nvidia-smi lists") from error
+        code = compiled(self.compute_capability)
         self._context = self._check("cuDevicePrimaryCtxRetain", self._handle)
-        with self.active():
-            self._stream = self._check("cuStreamCreate", int(self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING))
-            module = self._check("cuModuleLoadData", compiled(self.compute_capability))
-            self._functions = {name: self._check("cuModuleGetFunction", module, name.encode()) for name in kernels()}
-        self._module = module
+        try:
+            with self.active():
+                self._module = self._loaded(code)
+                self._functions = {
+                    name: self._check("cuModuleGetFunction", self._module, name.encode()) for name in kernels()
+                }
+                self._stream = self._check("cuStreamCreate", int(self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        except BaseException:
+            self._check("cuDevicePrimaryCtxRelease", self._handle)
+            raise
         self._graphs: list[Any] = []
         self._closed = False
 
@@ -101,12 +107,22 @@ class CudaDevice:
                         self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)  # fmt: skip
             try:
                 enqueue()
+            except BaseException:
+                self._cuda.cuStreamEndCapture(self._stream)  # what it says of the failed capture says less
+                raise
+            graph = self._check("cuStreamEndCapture", self._stream)
+            try:
+                executable = self._check("cuGraphInstantiate", graph, 0)
             finally:
-                graph = self._check("cuStreamEndCapture", self._stream)
-            executable = self._check("cuGraphInstantiate", graph, 0)
-            self._check("cuGraphDestroy", graph)
+                self._check("cuGraphDestroy", graph)
         self._graphs.append(executable)
         return lambda: self._launch_graph(executable)
+
+    def free_graphs(self) -> None:
+        """Destroy all graphs."""
+        with self.active():
+            while self._graphs:
+                self._check("cuGraphExecDestroy", self._graphs.pop())
 
     def synchronize(self) -> None:
         """Wait for the stream."""
@@ -120,11 +136,22 @@ class CudaDevice:
         self._closed = True
         with self.active():
             self._check("cuStreamSynchronize", self._stream)
-            for graph in self._graphs:
-                self._check("cuGraphExecDestroy", graph)
+            self.free_graphs()
             self._check("cuModuleUnload", self._module)
             self._check("cuStreamDestroy", self._stream)
         self._check("cuDevicePrimaryCtxRelease", self._handle)
+
+    def _loaded(self, code: bytes) -> Any:
+        """The kernels; BackendUnavailable where the driver does not take them."""
+        try:
+            return self._check("cuModuleLoadData", code)
+        except OutOfDeviceMemory:
+            raise
+        except BackendError as error:
+            raise BackendUnavailable(
+                f"{error}: the driver does not take what NVIDIA's compiler makes; update the driver, or install the "
+                "nvidia-cuda-nvrtc of its CUDA version"
+            ) from error
 
     def _launch_graph(self, executable: Any) -> None:
         self._check("cuGraphLaunch", executable, self._stream)
@@ -216,10 +243,11 @@ def _driver() -> Any:
     except Exception as error:  # a broken installation may raise anything
         raise BackendUnavailable(f"cuda: NVIDIA's bindings cannot be imported: {one_line(error)}; {REMEDY}") from error
     try:
-        driver.cuInit(0)  # finds the driver's library, or raises
-    except RuntimeError as error:
+        checked(driver, "cuInit", 0)  # finds the driver's library, or raises
+    except (RuntimeError, BackendError) as error:
+        reason = one_line(error).removeprefix("cuda: ")
         raise BackendUnavailable(
-            f"cuda: {one_line(error)}; the loop on the device needs an NVIDIA GPU with its driver, use device 'cpu'"
+            f"cuda: {reason}; the loop on the device needs an NVIDIA GPU with its driver, use device 'cpu'"
         ) from error
     return driver
 

@@ -83,6 +83,9 @@ class Evaluator(Protocol):
     def capture(self, device: Device, enqueue: Callable[[], None]) -> Callable[[], None] | None:
         """The graph of what is enqueued, None where it must be enqueued anew each time."""
 
+    def release(self) -> None:
+        """Give the device the memory that the runtime keeps for later, where it can."""
+
     def close(self) -> None:
         """Free the runtime."""
 
@@ -258,9 +261,12 @@ class Loop:
     def _free(self, besides: Key | None = None) -> bool:
         """Free every bucket; whether there were others than that of the key, so that it may fit now."""
         others = any(key != besides for key in self._buckets)
+        self.device.synchronize()  # a run that failed may have enqueued something
         for bucket in self._buckets.values():
             bucket.free()
         self._buckets.clear()
+        self.device.free_graphs()
+        self.evaluator.release()
         return others
 
     def _give_up(self, size: int, error: OutOfDeviceMemory) -> None:

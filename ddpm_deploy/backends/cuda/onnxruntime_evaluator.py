@@ -54,6 +54,9 @@ class OnnxRuntimeEvaluator:
         """None: ONNX Runtime replays its own graph in each evaluation."""
         return None
 
+    def release(self) -> None:
+        """Nothing: its arena shrinks with the session alone."""
+
     def close(self) -> None:
         """Free the session."""
         self._session = None

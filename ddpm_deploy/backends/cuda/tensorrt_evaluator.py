@@ -57,6 +57,9 @@ class TensorRtEvaluator:
         """One graph of all that is enqueued; None where TensorRT-RTX says that its engine cannot be captured."""
         return device.capture(enqueue) if self._is_capturable else None
 
+    def release(self) -> None:
+        """Nothing: its scratch memory is among the loop's buffers."""
+
     def close(self) -> None:
         """Free the engine."""
         self._engine.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,15 +11,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from ddpm_deploy.backends.base import one_line
 from ddpm_deploy.backends.cuda.device import Buffer, Buffers, Device, OutOfDeviceMemory
 from ddpm_deploy.backends.cuda.loop import CONDITION, Key
 from ddpm_deploy.backends.torch import tf32
+from ddpm_deploy.errors import BackendError
+
+MEMORY_MESSAGES = ("out of memory", "alloc_failed")
+
+Network = Callable[..., torch.Tensor]
 
 
 class TorchEvaluator:
     """A module `module(x, t, **condition) -> tensor` on the loop's device; autocast gives it its precision.
 
-    autocast: the type to compute in, None for float32. learned: whether it predicts its variance.
+    autocast: the type to compute in, None for float32. learned: whether it predicts its variance. compiles: whether
+    torch.compile is to make it faster first, anew for each shape of a batch.
     """
 
     name = "torch"
@@ -27,10 +34,18 @@ class TorchEvaluator:
     state_size: int | None = None
 
     def __init__(
-        self, module: nn.Module, *, autocast: torch.dtype | None, allow_tf32: bool = False, learned: bool
+        self,
+        module: nn.Module,
+        *,
+        autocast: torch.dtype | None,
+        allow_tf32: bool = False,
+        learned: bool,
+        compiles: bool = False,
     ) -> None:
         self._module: nn.Module | None = module
         self._autocast, self._allow_tf32, self.learned = autocast, allow_tf32, learned
+        self._compiles = compiles
+        self._compiled: dict[tuple[int, ...], Network] = {}
 
     def layout(self, key: Key) -> Mapping[str, tuple[Any, tuple[int, ...]]]:
         """The network's output."""
@@ -39,8 +54,9 @@ class TorchEvaluator:
 
     def prepare(self, buffers: Buffers, key: Key) -> Callable[[int], None]:
         """The network on views of the buffers: image 0 of the state is the first B samples of it."""
-        device, module = buffers.device, self._module
-        assert module is not None
+        device, module = buffers.device, self._network((key.batch, *key.shape))
+        if device.kind == "cuda":  # its weights are written on another stream
+            torch.cuda.synchronize(device.index)
         x = tensor_at(buffers["state"], device)[0]
         t, prediction = (tensor_at(buffers[name], device) for name in ("row_t", "prediction"))
         condition = {name: tensor_at(buffers[CONDITION + name], device) for name, _, _ in key.condition}
@@ -49,7 +65,7 @@ class TorchEvaluator:
             enabled = self._autocast is not None
             with (
                 _stream(device),
-                _memory_errors(),
+                _errors(),
                 tf32(self._allow_tf32) if device.kind == "cuda" else nullcontext(),
                 torch.no_grad(),
                 torch.autocast(x.device.type, dtype=self._autocast, enabled=enabled, cache_enabled=False),
@@ -62,24 +78,56 @@ class TorchEvaluator:
         """By torch itself, whose allocator has to know; on a host nothing is captured."""
         if device.kind != "cuda":
             return None
-        graph = torch.cuda.CUDAGraph()
-        with _memory_errors(), torch.cuda.graph(graph, stream=_external(device), capture_error_mode="thread_local"):
-            enqueue()
+        graph, failures, stream = torch.cuda.CUDAGraph(), list[BaseException](), _external(device)
+        captured: Any = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+        with (
+            _errors(failures),
+            _stream(device),
+            captured,
+        ):  # torch does not leave the stream of a failed capture
+            try:
+                enqueue()
+            except BaseException as error:
+                failures.append(error)
+                raise
 
         def replay() -> None:
-            with _stream(device):
+            with _errors(), _stream(device):
                 graph.replay()
 
         return replay
 
+    def release(self) -> None:
+        """Give back what torch's allocator keeps for later: the loop's buffers come from the driver."""
+        torch.cuda.empty_cache()  # does nothing where CUDA is not in use
+
     def close(self) -> None:
         """Let go of the network."""
         self._module = None
+        self._compiled.clear()
+
+    def _network(self, shape: tuple[int, ...]) -> Network:
+        assert self._module is not None
+        if not self._compiles:
+            return self._module
+        if shape not in self._compiled:
+            self._compiled[shape] = compiled(self._module)
+        return self._compiled[shape]
 
 
-def compiled(module: nn.Module) -> nn.Module:
-    """Compiled for speed alone, without graphs of its own: the loop captures it."""
-    return torch.compile(module, mode="max-autotune-no-cudagraphs", dynamic=False)  # type: ignore[return-value]
+def compiled(module: nn.Module, backend: str | Callable[..., Any] = "inductor") -> Network:
+    """Compiled for one shape of its inputs, for speed alone, without graphs of its own: the loop captures it.
+
+    PyTorch counts what it has compiled by the code that it came from, and past eight it goes on uncompiled. So each
+    has code of its own, and fails rather than being left uncompiled.
+    """
+
+    def evaluate(*inputs: torch.Tensor, **condition: torch.Tensor) -> torch.Tensor:
+        return module(*inputs, **condition)
+
+    evaluate.__code__ = evaluate.__code__.replace()
+    mode = "max-autotune-no-cudagraphs" if backend == "inductor" else None
+    return torch.compile(evaluate, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
 
 def tensor_at(buffer: Buffer, device: Device) -> torch.Tensor:
@@ -119,8 +167,13 @@ def _external(device: Device) -> Any:
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def _errors(failures: Sequence[BaseException] = ()) -> Iterator[None]:
+    """Torch's errors as ours. failures: what has gone wrong before, which counts more than what followed from it."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfDeviceMemory(f"torch: {error}") from error
+    except RuntimeError as error:
+        if failures and failures[0] is not error:
+            raise failures[0] from error
+        if any(words in str(error).lower() for words in MEMORY_MESSAGES):
+            raise OutOfDeviceMemory(f"torch: {one_line(error)}") from error
+        raise BackendError(f"torch: the runtime failed: {one_line(error)}") from error

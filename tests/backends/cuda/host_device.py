@@ -94,6 +94,9 @@ class HostDevice:
         self.captured += 1
         return enqueue
 
+    def free_graphs(self) -> None:
+        self.captured = 0
+
     def synchronize(self) -> None:
         pass
 

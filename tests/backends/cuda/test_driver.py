@@ -14,6 +14,7 @@ from fake_driver import CUresult, FakeDriver, bindings
 from ddpm_deploy.backends.cuda import OutOfDeviceMemory, driver
 from ddpm_deploy.backends.cuda.device import ALIGNMENT, Buffers
 from ddpm_deploy.backends.cuda.driver import CudaDevice
+from ddpm_deploy.backends.tensorrt import find_gpu
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 from ddpm_deploy.noise import initial_noise
 
@@ -76,11 +77,31 @@ def test_a_captured_graph_does_its_work_only_when_it_is_replayed(device: CudaDev
     buffers.free()
 
 
-def test_a_failure_while_capturing_ends_the_capture(device: CudaDevice, fake: FakeDriver) -> None:
-    with pytest.raises(ZeroDivisionError):
-        device.capture(lambda: [1 // 0])
-    assert fake.capturing is None
+def test_a_failure_while_capturing_ends_the_capture_and_is_what_is_raised(device: CudaDevice, fake: FakeDriver) -> None:
+    def enqueue() -> None:
+        fake.fails["cuStreamEndCapture"] = CUresult.CUDA_ERROR_INVALID_VALUE  # as of a capture that was spoilt
+        fake.capturing = None
+        raise OutOfDeviceMemory("no room")
+
+    with pytest.raises(OutOfDeviceMemory, match="no room"):
+        device.capture(enqueue)
+    assert "cuStreamEndCapture" in fake.calls
     device.synchronize()
+
+
+def test_a_graph_that_does_not_fit_leaves_nothing_behind(device: CudaDevice, fake: FakeDriver) -> None:
+    fake.fails["cuGraphInstantiate"] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(OutOfDeviceMemory):
+        device.capture(lambda: None)
+    assert fake.calls.count("cuGraphDestroy") == 1
+
+
+def test_graphs_can_be_freed_before_the_device_is_closed(device: CudaDevice, fake: FakeDriver) -> None:
+    device.capture(lambda: None)
+    device.free_graphs()
+    device.capture(lambda: None)
+    device.close()
+    assert fake.calls.count("cuGraphExecDestroy") == 2
 
 
 def test_tensors_begin_at_aligned_addresses_and_do_not_overlap(device: CudaDevice) -> None:
@@ -122,6 +143,19 @@ def test_missing_bindings_are_named_with_the_command_that_installs_them(monkeypa
         CudaDevice()
 
 
+@pytest.mark.skipif(find_gpu() is not None, reason="a null function must not reach a driver")
+@pytest.mark.parametrize("kernel", driver.kernels())
+def test_arguments_of_every_kernel_are_what_nvidias_bindings_pack(kernel: str) -> None:
+    real: Any = pytest.importorskip("cuda.bindings.driver", reason="NVIDIA's bindings")
+    unopened: Any = CudaDevice.__new__(CudaDevice)
+    unopened._cuda, unopened._functions, unopened._stream = real, {kernel: real.CUfunction()}, real.CUstream()
+    given = [None if i % 2 else 2**40 for i in range(len(driver.kernels()[kernel]))]
+    with pytest.raises(RuntimeError, match="driver"):  # they are packed before its library is looked for
+        unopened.launch(kernel, 1, *given)
+    with pytest.raises(TypeError):
+        unopened.launch(kernel, 1, "a", *given[1:])
+
+
 def test_a_missing_driver_is_told_in_one_sentence(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(flags: int) -> None:
         raise RuntimeError("Failed to load\nlibcuda.so.1")
@@ -129,6 +163,20 @@ def test_a_missing_driver_is_told_in_one_sentence(fake: FakeDriver, monkeypatch:
     monkeypatch.setattr(fake, "cuInit", missing)
     with pytest.raises(BackendUnavailable, match=r"Failed to load libcuda.so.1; .* needs an NVIDIA GPU"):
         CudaDevice()
+
+
+def test_a_driver_without_a_device_is_told_in_one_sentence(fake: FakeDriver) -> None:
+    fake.fails["cuInit"] = CUresult.CUDA_ERROR_NO_DEVICE
+    with pytest.raises(BackendUnavailable, match=r"cuInit failed: CUDA_ERROR_NO_DEVICE; .* needs an NVIDIA GPU"):
+        CudaDevice()
+
+
+def test_a_driver_that_is_too_old_for_the_compiler_is_told(fake: FakeDriver) -> None:
+    fake.fails["cuModuleLoadData"] = CUresult.CUDA_ERROR_INVALID_IMAGE
+    with pytest.raises(BackendUnavailable, match=r"INVALID_IMAGE: .*update the driver, or install .*nvrtc"):
+        CudaDevice()
+    assert fake.calls.count("cuDevicePrimaryCtxRetain") == fake.calls.count("cuDevicePrimaryCtxRelease") == 1
+    assert fake.current == []
 
 
 def test_a_source_that_does_not_compile_is_told_with_the_compilers_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,24 @@ def test_x_T_that_is_given_is_uploaded(stepped: Bundle, by_host: Sampler, open_l
     np.testing.assert_allclose(got, expected, rtol=0, atol=ATOL)
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"seed": -1}, "seed: got -1"),
+        ({"seed": 1.5}, "seed: got 1.5"),
+        ({"start": -1}, "sample: got -1"),
+        ({"start": 2**64 - 1}, f"sample: got {2**64}"),
+    ],
+)
+def test_numbers_that_name_no_stream_are_refused_as_by_the_host(
+    stepped: Bundle, by_host: Sampler, open_loop_on: OpenLoop, settings: dict[str, Any], named: str
+) -> None:
+    with resident(stepped, open_loop_on(stepped)) as sampler:
+        for one in (sampler, by_host):
+            with pytest.raises(ValueError, match=named):
+                one.sample(2, steps=3, condition={"labels": 0}, **settings)
+
+
 def test_a_second_request_allocates_and_captures_nothing(stepped: Bundle, open_loop_on: OpenLoop) -> None:
     made = open_loop_on(stepped)
     device: Any = made.device
