@@ -20,6 +20,7 @@ from ddpm_deploy.export.emulate import emulate
 from ddpm_deploy.export.evaluate import evaluator
 from ddpm_deploy.export.nonfinite import first_nonfinite
 from ddpm_deploy.export.options import Options
+from ddpm_deploy.export.record import GUIDANCE
 from ddpm_deploy.export.weights import in_memory
 from ddpm_deploy.guidance import guided_feeds
 from ddpm_deploy.noise import initial_noise, noise_source
@@ -42,7 +43,6 @@ from ddpm_deploy.plan.feeds import STATE_SIZE, plan_tables
 
 SAMPLES = 2  # of a whole sampler graph
 SEED = 0
-GUIDANCE = np.array([2.0, 0.5], np.float32)  # of these samples, where the model can be guided
 BOUND_ROWS = 100
 MAX_KEPT_BYTES = 2**28  # of the reference's predictions along one trajectory
 

@@ -1,0 +1,83 @@
+"""Exporting a model that can be guided: every graph, what is recorded of it, and parity with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddpm_deploy import Sampler
+from ddpm_deploy.backends import open_backend
+from ddpm_deploy.bundle import Condition, read_bundle
+from ddpm_deploy.export import Options, export_module
+from ddpm_deploy.noise import initial_noise
+from ddpm_deploy.one_file import sample_with_graph
+from ddpm_deploy.parity.__main__ import main as parity
+from ddpm_deploy.reference import read_reference
+
+CONDITION = Condition("labels", (), "int64", ("a", "b", "c"), null=3)
+OPTIONS = Options(targets=("onnxruntime-cpu", "onnxruntime-cuda", "tensorrt"), parity_timesteps=12)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> Path:
+    import torch
+
+    from ddpm_deploy.model import UNet, UNetConfig
+
+    torch.manual_seed(0)
+    config = UNetConfig(in_channels=3, block_out_channels=(8,), layers_per_block=1, norm_groups=4,
+                        num_classes=3, null_class=True)  # fmt: skip
+    network = UNet(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, 0.1, 0.2)
+    out = tmp_path_factory.mktemp("guided") / "bundle"
+    changed = {**settings, "conditions": (CONDITION,)}
+    export_module(network, out, spec=network.spec(), options=OPTIONS, **changed)
+    return out
+
+
+def test_only_the_graphs_with_a_loop_or_a_row_take_weights(bundle: Path) -> None:
+    shapes = {
+        file.path: [spec.shape for spec in file.inputs if spec.name == "guidance"]
+        for file in read_bundle(bundle).manifest.files
+        if file.target != "torch"
+    }
+    for path, found in shapes.items():
+        assert len(found) == (not path.startswith("denoiser")), path
+    assert shapes["step.fp32.onnxruntime-cuda.onnx"] == [("B",)]
+    assert shapes["sampler.fp32.onnxruntime-cpu.onnx"] == [("N", "guidance_1")]
+    assert shapes["sampler.fp32.tensorrt.onnx"] == [("N", "B")]
+
+
+def test_every_graph_was_measured(bundle: Path) -> None:
+    for file in read_bundle(bundle).manifest.files:
+        assert file.target == "torch" or file.parity, file.path
+
+
+def test_one_file_draws_what_the_sampler_draws(bundle: Path) -> None:
+    weights, labels = np.array([3.0, 0.0, 1.5], np.float32), np.array([2, 0, 3])
+    with (
+        Sampler.load(bundle, threads=1) as sampler,
+        open_backend("onnxruntime", read_bundle(bundle), role="sampler", threads=1) as graph,
+    ):
+        plan, x_T = sampler.plan(), initial_noise(0, range(3), (3, 8, 8))
+        expected = sampler.sample(x_T=x_T, condition={"labels": labels}, guidance=weights)
+        found = sample_with_graph(graph, plan, x_T, condition={"labels": labels}, guidance=weights)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_recorded_trajectory_is_guided_and_the_points_know_the_null(bundle: Path) -> None:
+    read = read_bundle(bundle)
+    assert read.manifest.reference is not None
+    reference = read_reference(read.open_bytes(read.manifest.reference))
+    assert reference.trajectory.guidance is not None
+    assert reference.trajectory.guidance.tolist() == [2.0, 0.5]
+    assert reference.trajectory.conditions["labels"].tolist() == [0, 1]
+    assert set(reference.conditions["labels"].tolist()) == {0, 1, 2, 3}
+
+
+def test_parity_with_what_was_recorded_holds_on_every_runtime(bundle: Path) -> None:
+    assert parity([str(bundle), "--against", "reference", "--backends", "onnxruntime,openvino"]) == 0
