@@ -119,9 +119,7 @@ def measure(sampler: Sampler, judge: DigitJudge, solver: str, steps: int | None,
     """Draw all classes in turn from seed 0, so that every solver starts from the same noise."""
     plan = sampler.plan(solver, steps)
     began = time.perf_counter()
-    samples = sampler.sample(
-        num, plan=plan, seed=0, condition=classes(num), batch_size=BATCH_SIZE, progress=True
-    )
+    samples = sampler.sample(num, plan=plan, seed=0, condition=classes(num), batch_size=BATCH_SIZE, progress=True)
     seconds = time.perf_counter() - began
     return Result(solver, plan.nfe, samples, judge.judge(samples), seconds)
 
