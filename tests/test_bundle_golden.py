@@ -18,7 +18,8 @@ DIGESTS = {
     "1.1": "sha256:d4ed202588a9fd7ae9667ac74ecfd78c512ffb17265511ea5dd2902df68941b9",
     "1.2": "sha256:e21526dd672aca67e5c720e4139586fcb4c5dfb6d76218fdb00e7d5c7737043b",
 }
-SAMPLERS = {"1.0": [], **dict.fromkeys(("1.1", "1.2"), ["sampler.fp32.onnxruntime-cpu.onnx"])}
+SAMPLER = "sampler.fp32.onnxruntime-cpu.onnx"
+SAMPLERS = {"1.0": [], "1.1": [SAMPLER], "1.2": [SAMPLER]}
 NULLS = {"1.0": None, "1.1": None, "1.2": 3}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ddpm_deploy import Sampler
 from ddpm_deploy.backends import open_backend
 from ddpm_deploy.bundle import Condition, read_bundle
 from ddpm_deploy.export import Options, export_module
+from ddpm_deploy.export.triton import Serving, write_model_repository
 from ddpm_deploy.noise import initial_noise
 from ddpm_deploy.one_file import sample_with_graph
 from ddpm_deploy.parity.__main__ import main as parity
@@ -81,3 +83,16 @@ def test_the_recorded_trajectory_is_guided_and_the_points_know_the_null(bundle: 
 
 def test_parity_with_what_was_recorded_holds_on_every_runtime(bundle: Path) -> None:
     assert parity([str(bundle), "--against", "reference", "--backends", "onnxruntime,openvino"]) == 0
+
+
+def test_triton_is_told_of_the_weights(bundle: Path, tmp_path: Path) -> None:
+    serving = {"step": Serving(instance_kind="KIND_GPU"), "sampler": Serving()}
+    step, sampler = (
+        (write_model_repository(read_bundle(bundle), tmp_path, graph=graph, serving=serving[graph]) / "config.pbtxt")
+        .read_text()
+        .split('name: "guidance"')[1]
+        for graph in ("step", "sampler")
+    )
+    assert re.search(r"dims: \[\s*1\s*\]\s+reshape", step.split("name:")[0])
+    assert "optional: true" in sampler.split("name:")[0]
+    assert re.search(r"dims: \[\s*-1,\s*-1\s*\]", sampler.split("name:")[0])
