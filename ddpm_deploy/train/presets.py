@@ -21,7 +21,10 @@ SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that a command line may leave out. data: None where the user has to name it."""
+    """Everything that a command line may leave out.
+
+    data: None where the user has to name it. labels: whether the preset's own data comes with them.
+    """
 
     summary: str
     data: str | None
@@ -51,6 +54,7 @@ PRESETS: dict[str, Preset] = {
             lr_schedule="cosine",
             ema_decay=0.995,
             min_snr_gamma=5.0,
+            condition_dropout=0.25,
             checkpoint_every=350,
             sample_every=350,
         ),

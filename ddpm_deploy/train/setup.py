@@ -36,7 +36,7 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
         for option in sorted({"size", "channels"} & set(given)):
             raise ValueError(f"{option}: is for folders of images, {name} has its own; leave --{option} out")
     channels = given.get("channels", preset.network.in_channels)
-    labels = given.get("labels", preset.labels)
+    labels = given.get("labels", preset.labels and name == preset.data)
     data = load_data(name, size=given.get("size", preset.size), channels=channels, labels=labels)
     variance = given.get("variance", preset.variance)
     with _seeded_weights(config.seed):

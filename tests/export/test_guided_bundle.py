@@ -11,34 +11,38 @@ import pytest
 
 from ddpm_deploy import Sampler
 from ddpm_deploy.backends import open_backend
-from ddpm_deploy.bundle import Condition, read_bundle
+from ddpm_deploy.bundle import Condition, Defaults, read_bundle
 from ddpm_deploy.export import Options, export_module
 from ddpm_deploy.export.triton import Serving, write_model_repository
-from ddpm_deploy.noise import initial_noise
+from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.one_file import sample_with_graph
 from ddpm_deploy.parity.__main__ import main as parity
 from ddpm_deploy.reference import read_reference
+from ddpm_deploy.schedule import NoiseSchedule
 
 CONDITION = Condition("labels", (), "int64", ("a", "b", "c"), null=3)
 OPTIONS = Options(targets=("onnxruntime-cpu", "onnxruntime-cuda", "tensorrt"), parity_timesteps=12)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> Path:
+def exported(out: Path, settings: dict[str, Any], options: Options, **config: Any) -> Path:
+    """The bundle of a small U-Net with three classes and a null class."""
     import torch
 
     from ddpm_deploy.model import UNet, UNetConfig
 
     torch.manual_seed(0)
-    config = UNetConfig(in_channels=3, block_out_channels=(8,), layers_per_block=1, norm_groups=4,
-                        num_classes=3, null_class=True)  # fmt: skip
-    network = UNet(config)
+    size = {"in_channels": 3, "block_out_channels": (8,), "layers_per_block": 1, "norm_groups": 4}
+    network = UNet(UNetConfig(**size, num_classes=3, null_class=True, **config))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, 0.1, 0.2)
-    out = tmp_path_factory.mktemp("guided") / "bundle"
-    changed = {**settings, "conditions": (CONDITION,)}
-    export_module(network, out, spec=network.spec(), options=OPTIONS, **changed)
+    export_module(network, out, spec=network.spec(), options=options, conditions=(CONDITION,), **settings)
     return out
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> Path:
+    told = {name: value for name, value in settings.items() if name != "conditions"}
+    return exported(tmp_path_factory.mktemp("guided") / "bundle", told, OPTIONS)
 
 
 def test_only_the_graphs_with_a_loop_or_a_row_take_weights(bundle: Path) -> None:
@@ -96,3 +100,24 @@ def test_triton_is_told_of_the_weights(bundle: Path, tmp_path: Path) -> None:
     assert re.search(r"dims: \[\s*1\s*\]\s+reshape", step.split("name:")[0])
     assert "optional: true" in sampler.split("name:")[0]
     assert re.search(r"dims: \[\s*-1,\s*-1\s*\]", sampler.split("name:")[0])
+
+
+def test_a_learned_variance_on_the_cosine_schedule_is_guided_in_every_graph(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    told = {name: value for name, value in settings.items() if name != "conditions"}
+    told |= {"schedule": NoiseSchedule.cosine(40), "defaults": Defaults("ddpm", 6, "trailing"), "variance": "learned"}
+    options = Options(targets=("onnxruntime-cpu", "onnxruntime-cuda"), parity_timesteps=8)
+    read = read_bundle(exported(tmp_path / "b", told, options, out_channels=6))
+    assert all(file.target == "torch" or file.parity for file in read.manifest.files)
+    labels, x_T = {"labels": np.array([1, 2])}, initial_noise(0, range(2), (3, 8, 8))
+    with (
+        Sampler.load(read, threads=1) as sampler,
+        open_backend("onnxruntime", read, role="sampler", threads=1) as graph,
+    ):
+        plan, noise = sampler.plan(), noise_source(0, range(2), (3, 8, 8))
+        assert plan.log_variance is not None
+        expected = sampler.sample(2, condition=labels, guidance=2.0)
+        found = sample_with_graph(graph, plan, x_T, noise, labels, 2.0)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert parity([str(tmp_path / "b"), "--against", "reference", "--backends", "onnxruntime,openvino"]) == 0
