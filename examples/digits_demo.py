@@ -66,7 +66,7 @@ def main() -> None:
     shutil.rmtree(run, ignore_errors=True)
 
     began = time.perf_counter()
-    command("train", "--preset", args.preset, "--out", run, "--threads", THREADS)
+    command("train", "--preset", args.preset, "--labels", "--out", run, "--threads", THREADS)
     trained = time.perf_counter() - began
     command("export", run, "--out", bundle, "--name", "digits", "--licence", LICENCE)
     command("parity", bundle, "--solver", "ddpm", "--num", 2, "--out", out, "--threads", THREADS)
@@ -184,7 +184,7 @@ def render(results: list[Result], guided: list[Guided], judge: DigitJudge, train
 
 ![samples of each solver](samples.png)
 
-The same place in each panel starts from the same noise.
+The same place in each panel starts from the same noise. All of them draw the ten digits in turn, without guidance.
 
 | | evaluations | pictures | mean top probability | rarest digit | nearest real one: median | least | ms each |
 |---|---|---|---|---|---|---|---|
