@@ -25,13 +25,15 @@ Network = Callable[..., torch.Tensor]
 class TorchEvaluator:
     """A module `module(x, t, **condition) -> tensor` on the loop's device; autocast gives it its precision.
 
-    autocast: the type to compute in, None for float32. learned: whether it predicts its variance. compiles: whether
-    torch.compile is to make it faster first, anew for each shape of a batch.
+    autocast: the type to compute in, None for float32. learned: whether it predicts its variance. nulls: of the
+    conditions that have one, for guidance. compiles: whether torch.compile is to make it faster first, anew for each
+    shape of a batch.
     """
 
     name = "torch"
     fuses = False
     state_size: int | None = None
+    weighs = False
 
     def __init__(
         self,
@@ -41,8 +43,10 @@ class TorchEvaluator:
         allow_tf32: bool = False,
         learned: bool,
         compiles: bool = False,
+        nulls: Mapping[str, float] | None = None,
     ) -> None:
         self._module: nn.Module | None = module
+        self._nulls = nulls or {}
         self._autocast, self._allow_tf32, self.learned = autocast, allow_tf32, learned
         self._compiles = compiles
         self._compiled: dict[tuple[int, ...], Network] = {}
@@ -54,12 +58,15 @@ class TorchEvaluator:
 
     def prepare(self, buffers: Buffers, key: Key) -> Callable[[int], None]:
         """The network on views of the buffers: image 0 of the state is the first B samples of it."""
-        device, module = buffers.device, self._network((key.batch, *key.shape))
+        batch = 2 * key.batch if key.guided else key.batch
+        device, module = buffers.device, self._network((batch, *key.shape))
         if device.kind == "cuda":  # its weights are written on another stream
             torch.cuda.synchronize(device.index)
         x = tensor_at(buffers["state"], device)[0]
         t, prediction = (tensor_at(buffers[name], device) for name in ("row_t", "prediction"))
         condition = {name: tensor_at(buffers[CONDITION + name], device) for name, _, _ in key.condition}
+        weight = tensor_at(buffers["row_guidance"], device) if key.guided else None
+        channels = key.shape[0]
 
         def evaluate(source: int) -> None:
             enabled = self._autocast is not None
@@ -70,9 +77,19 @@ class TorchEvaluator:
                 torch.no_grad(),
                 torch.autocast(x.device.type, dtype=self._autocast, enabled=enabled, cache_enabled=False),
             ):
-                prediction.copy_(module(x, t, **condition))
+                if weight is None:
+                    prediction.copy_(module(x, t, **condition))
+                else:
+                    both = {name: self._with_null(name, value) for name, value in condition.items()}
+                    toward, away = module(torch.cat([x, x]), torch.cat([t, t]), **both).float().chunk(2)
+                    prediction.copy_(_blend(toward, away, weight, channels))
 
         return evaluate
+
+    def _with_null(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """The condition of both halves in one batch."""
+        null = self._nulls.get(name)
+        return torch.cat([value, value if null is None else torch.full_like(value, null)])
 
     def capture(self, device: Device, enqueue: Callable[[], None]) -> Callable[[], None] | None:
         """By torch itself, whose allocator has to know; on a host nothing is captured."""
@@ -128,6 +145,15 @@ def compiled(module: nn.Module, backend: str | Callable[..., Any] = "inductor") 
     evaluate.__code__ = evaluate.__code__.replace()
     mode = "max-autotune-no-cudagraphs" if backend == "inductor" else None
     return torch.compile(evaluate, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+
+
+def _blend(toward: torch.Tensor, away: torch.Tensor, weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """As `guidance.blend`, on the device."""
+    weight = weight.reshape(-1, *[1] * (toward.ndim - 1))
+    halves = []
+    for w, part in ((weight, slice(0, channels)), (weight.clamp(0, 1), slice(channels, None))):
+        halves.append(w * toward[:, part] + (1 - w) * away[:, part])
+    return torch.cat(halves, dim=1)
 
 
 def tensor_at(buffer: Buffer, device: Device) -> torch.Tensor:
