@@ -16,6 +16,7 @@ from ddpm_deploy.backends import BACKENDS
 from ddpm_deploy.backends.auto import NAME as AUTO
 from ddpm_deploy.bundle import MANIFEST_NAME, Manifest
 from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path, words
+from ddpm_deploy.encoder import PROMPT
 from ddpm_deploy.images import NETWORK_RANGE, check_layout, grid, is_picture, save_gif, to_pil
 from ddpm_deploy.job import RESERVED
 from ddpm_deploy.labels import labels_of
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `sample`."""
     parser = make_parser("sample", "Draw samples from a bundle.")
     add = parser.add_argument
-    add("bundle", nargs="?", help="bundle folder or lone .onnx file; default: the digits model of this package")
+    add("bundle", nargs="?", help="bundle folder, lone .onnx file, or digits (default) or shapes, the package's own")
     add(
         "--out",
         type=some_path,
@@ -63,6 +64,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--label",
         metavar="A,B",
         help="classes by name or number, in turn; default: none, where the model can do without",
+    )
+    add(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what to draw, in words; several are taken in turn",
     )
     add("--guidance", type=float, default=1.0, metavar="W", help="how far to exaggerate the condition; 1: as it is")
     add("--guidance-interval", type=_interval, metavar="LOW,HIGH", help="timesteps at which the guidance counts")
@@ -97,6 +105,7 @@ def run(
     x_T: Path | None,
     noise: Path | None,
     label: str | None,
+    prompt: Sequence[str],
     guidance: float,
     guidance_interval: tuple[float, float] | None,
     condition: Sequence[str],
@@ -129,6 +138,7 @@ def run(
         look = {"bounds": sampler.manifest.clip or NETWORK_RANGE, "columns": columns, "scale": scale}
         count = num if arrays["x_T"] is None else len(arrays["x_T"])
         steering |= {} if label is None else dict([_labels(label, sampler.manifest, count, steering)])
+        steering |= {PROMPT: _prompts(prompt, count, steering)} if prompt else {}
         request = {"n": count, "plan": chosen, "seed": seed, "start": start, "size": size, **arrays,
                    "condition": steering, "guidance": guidance, "guidance_interval": guidance_interval}  # fmt: skip
         began = time.perf_counter()
@@ -257,6 +267,12 @@ def _labels(text: str, manifest: Manifest, count: int, given: dict[str, Any]) ->
     if name in given:
         raise ValueError(f"--label: given together with --condition {name}; choose one")
     return name, labels
+
+
+def _prompts(texts: Sequence[str], count: int, given: dict[str, Any]) -> str | list[str]:
+    if PROMPT in given:
+        raise ValueError(f"--prompt: given together with --condition {PROMPT}; choose one")
+    return texts[0] if len(texts) == 1 else [texts[i % len(texts)] for i in range(count)]
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:

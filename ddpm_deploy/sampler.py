@@ -15,7 +15,7 @@ from ddpm_deploy.backends.auto import NAME as AUTO
 from ddpm_deploy.backends.auto import AutoBackend
 from ddpm_deploy.backends.cuda import Loop
 from ddpm_deploy.bundle import Bundle, Manifest, default_bundle, read_bundle
-from ddpm_deploy.encoder import Encoder, open_encoder
+from ddpm_deploy.encoder import PROMPT, Encoder, open_encoder
 from ddpm_deploy.guidance import Guidance, checked_guidance, guided, without
 from ddpm_deploy.job import (
     Conditions,
@@ -64,7 +64,8 @@ class Sampler:
     ) -> Self:
         """Open a bundle on a backend.
 
-        bundle: folder, lone ONNX file, or one already read; None is the pretrained digits model of this package.
+        bundle: folder, lone ONNX file, or one already read; None is the pretrained digits model of this package, and
+        "shapes" its model of coloured shapes, which takes prompts.
         backend: "auto" is the fastest for each batch size, as `tune` has measured it or else is measured now; it takes
         several precisions to choose from, or "any", and any device.
         digest: `"sha256:..."` that the bundle must have, which pins it against tampering. threads: of one call,
@@ -106,6 +107,7 @@ class Sampler:
         plan: Plan | None = None,
         noise: Noise = None,
         condition: Conditions | None = None,
+        prompt: str | Sequence[str] | None = None,
         guidance: ArrayLike = 1.0,
         guidance_interval: Sequence[float] | None = None,
         batch_size: int = BATCH_SIZE,
@@ -119,14 +121,15 @@ class Sampler:
         trained one. x_T: (n, *S) instead of the seed's own. noise: (N, n, *S) or broadcastable, or a function of the
         row, instead of the seed's own; a function needs one batch.
         condition: named tensors, (n, ...) or one for all; or, where the bundle has an encoder, what it takes instead.
-        One with a null may be left out: the sample is then drawn without it.
+        One with a null may be left out: the sample is then drawn without it. prompt: what the pictures shall show, in
+        words, one text for all or n of them, where the bundle has a tokenizer.
         guidance: the weight w of `m_u + w (m_c - m_u)`, a number or (n,): 1 is the condition as it is.
         guidance_interval: the lowest and the highest timestep at which the weight counts; it is 1 at the others.
         batch_size: how many share a call of the network; twice as many in a row that is guided.
         """
         _check_batch_size(batch_size)
         chosen = self._chosen(plan, solver, steps, spacing, options)
-        job = self._job(n, size, x_T, chosen, condition, guidance, guidance_interval)
+        job = self._job(n, size, x_T, chosen, _with_prompt(condition, prompt), guidance, guidance_interval)
         source = Source(job, seed, start, x_T, noise)
         if callable(noise) and job.n > batch_size:
             raise ValueError(f"noise: a function serves one batch; got {job.n} samples in batches of {batch_size}")
@@ -154,13 +157,14 @@ class Sampler:
         plan: Plan | None = None,
         noise: Noise = None,
         condition: Conditions | None = None,
+        prompt: str | Sequence[str] | None = None,
         guidance: ArrayLike = 1.0,
         guidance_interval: Sequence[float] | None = None,
         **options: Any,
     ) -> Iterator[Frame]:
         """The frames of one batch as they come, each with the state x and the preview x0; arguments as in `sample`."""
         chosen = self._chosen(plan, solver, steps, spacing, options)
-        job = self._job(n, size, x_T, chosen, condition, guidance, guidance_interval)
+        job = self._job(n, size, x_T, chosen, _with_prompt(condition, prompt), guidance, guidance_interval)
         return self._frames(job, Source(job, seed, start, x_T, noise), slice(0, job.n))
 
     def plan(
@@ -254,13 +258,14 @@ class Sampler:
         size: Sequence[int] | None,
         x_T: ArrayLike | None,
         plan: Plan,
-        condition: Conditions | None,
+        given: Conditions,
         guidance: ArrayLike,
         interval: Sequence[float] | None,
     ) -> Job:
         shape = checked_shape(self.manifest, size, x_T)
         n = checked_count(n, x_T, shape)
-        given = condition or {}
+        if PROMPT in given and self.encoder is None and PROMPT not in [each.name for each in self.manifest.conditions]:
+            raise ValueError(f"{PROMPT}: the bundle has no encoder to read it; leave it out")
         weights = checked_guidance(guidance, interval, self.manifest, bool(given), n)
         if self.encoder is not None and (given or not self.manifest.guided):
             given = self.encoder.conditions(given, n)
@@ -324,6 +329,13 @@ def _loop_of(backend: Backend, batch: int) -> Loop | None:
     """The loop on the device of the backend that serves such a batch, where it has one."""
     serving = backend.for_batch(batch) if isinstance(backend, AutoBackend) else backend
     return getattr(serving, "loop", None)
+
+
+def _with_prompt(condition: Conditions | None, prompt: str | Sequence[str] | None) -> Conditions:
+    given = dict(condition or {})
+    if prompt is not None and PROMPT in given:
+        raise ValueError(f"{PROMPT}: given twice, also as a condition; give it once")
+    return given if prompt is None else {**given, PROMPT: prompt}
 
 
 def _check_batch_size(batch_size: int) -> None:

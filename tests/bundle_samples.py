@@ -13,6 +13,7 @@ from ddpm_deploy.bundle import (
     TensorSpec,
 )
 from ddpm_deploy.schedule import NoiseSchedule
+from ddpm_deploy.tokenizer import Tokenizer
 
 INPUTS = (TensorSpec("x", ("B", 2, 4, 4), "float32"), TensorSpec("t", ("B",), "float32"))
 OUTPUTS = (TensorSpec("prediction", ("B", 2, 4, 4), "float32"),)
@@ -29,6 +30,7 @@ def sample_manifest(name: str = "toy") -> Manifest:
         schedule=NoiseSchedule.linear(10),
         clip=(-1.0, 1.0),
         conditions=(Condition("labels", (), "int64", ("cat", "dog"), 2), Condition("text", (5,), "float32")),
+        tokenizer=Tokenizer(("cat", "dog"), 4),
         defaults=Defaults("unipc", 5, "logsnr", {"order": 2}),
         network={"kind": "unet", "config": {"widths": [8, 16]}},
         files=(

@@ -11,16 +11,20 @@ from ddpm_deploy.bundle import FORMAT_VERSION, read_bundle, read_onnx_manifest, 
 from ddpm_deploy.reference import read_reference
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.schedule import NoiseSchedule
+from ddpm_deploy.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 DIGESTS = {
     "1.0": "sha256:2366f584789a53330bab3ad2cdc8e3a4e5d0180b427f89de84c21cc9e7eada32",
     "1.1": "sha256:d4ed202588a9fd7ae9667ac74ecfd78c512ffb17265511ea5dd2902df68941b9",
-    "1.2": "sha256:e21526dd672aca67e5c720e4139586fcb4c5dfb6d76218fdb00e7d5c7737043b",
+    "1.2": "sha256:5aca66a256b813670886a7450cadb784a0d1456d240f6d00c8f157b5c743b741",
 }
-SAMPLER = "sampler.fp32.onnxruntime-cpu.onnx"
-SAMPLERS = {"1.0": [], "1.1": [SAMPLER], "1.2": [SAMPLER]}
-NULLS = {"1.0": None, "1.1": None, "1.2": 3}
+OTHERS = {
+    "1.0": [],
+    "1.1": ["sampler.fp32.onnxruntime-cpu.onnx"],
+    "1.2": ["sampler.fp32.onnxruntime-cpu.onnx", "encoder.fp32.onnx"],
+}
+NULLS = {"1.0": None, "1.1": None, "1.2": 3}  # of the labels
 
 
 @pytest.mark.parametrize("version", DIGESTS)
@@ -37,11 +41,17 @@ def test_golden_bundle_reads(version: str) -> None:
     assert (manifest.defaults.solver, manifest.defaults.options) == ("ddpm", {"variance": "large"})
     assert [f.path for f in manifest.all_files] == [
         "denoiser.fp32.onnx",
-        *SAMPLERS[version],
+        *OTHERS[version],
         "denoiser.fp32.torch.safetensors",
         "reference.npz",
     ]
     assert read_onnx_manifest(bundle.path(manifest.files[0])).files == manifest.files[:1]
+
+
+def test_what_1_2_added_is_read() -> None:
+    manifest = read_bundle(GOLDEN / "bundle-1.2").manifest
+    assert [condition.null for condition in manifest.conditions] == [3, 0.0, 0.0]
+    assert manifest.tokenizer == Tokenizer(("one", "two", "zero"), 3)
 
 
 def test_current_version_is_written_as_in_its_golden_bundle() -> None:
@@ -58,9 +68,7 @@ def test_golden_bundle_still_gives_its_recorded_trajectory(version: str, backend
     run = read_reference(bundle.open_bytes(bundle.manifest.reference)).trajectory
     assert run.noise is not None
     with Sampler.load(bundle, backend=backend, threads=1) as sampler:
-        weights = 1.0 if run.guidance is None else run.guidance
-        samples = sampler.sample(
-            x_T=run.x_T, plan=run.plan, noise=run.noise, condition=run.conditions, guidance=weights
-        )
+        steering = {"condition": run.conditions, "guidance": 1.0 if run.guidance is None else run.guidance}
+        samples = sampler.sample(x_T=run.x_T, plan=run.plan, noise=run.noise, **steering)
     assert (run.guidance is None) == (NULLS[version] is None)
     np.testing.assert_allclose(samples, run.states[-1], atol=1e-5)

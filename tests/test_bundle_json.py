@@ -135,7 +135,14 @@ def test_path_that_is_no_plain_name_is_refused(path: Any) -> None:
     assert "reference.path: got" in refused(set_at("reference.path", path))
 
 
-LATER = ("measured_on", "over_budget", "weights", "size_multiple", "null")  # a bundle of 1.0 has none of them
+LATER = (
+    "measured_on",
+    "over_budget",
+    "weights",
+    "size_multiple",
+    "null",
+    "tokenizer",
+)  # a bundle of 1.0 has none of them
 
 
 def test_missing_and_unknown_keys_are_refused_everywhere() -> None:

@@ -15,7 +15,7 @@ from ddpm_deploy.bundle.manifest import (
     TensorSpec,
 )
 from ddpm_deploy.bundle.onnx_metadata import METADATA_KEY
-from ddpm_deploy.bundle.read import Bundle, default_bundle, read_bundle, read_onnx_manifest, sha256_of
+from ddpm_deploy.bundle.read import PACKAGED, Bundle, default_bundle, read_bundle, read_onnx_manifest, sha256_of
 from ddpm_deploy.bundle.write import check_target, write_bundle
 from ddpm_deploy.solvers import VARIANCES
 
@@ -23,6 +23,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_NAME",
     "METADATA_KEY",
+    "PACKAGED",
     "ROLES",
     "VARIANCES",
     "Bundle",

@@ -51,7 +51,8 @@ def from_metadata(text: str | bytes, file: DataFile | ModelFile) -> Manifest:
 
 def _dump(manifest: Manifest, keys: tuple[str, ...], extra: dict[str, Any]) -> str:
     tables = {"alpha": manifest.schedule.alpha.tolist(), "sigma": manifest.schedule.sigma.tolist()}
-    members = vars(manifest) | {"schedule": tables} | extra
+    tokenizer = None if manifest.tokenizer is None else manifest.tokenizer.to_dict()
+    members = vars(manifest) | {"schedule": tables, "tokenizer": tokenizer} | extra
     try:
         lines = [f'"{key}": {json.dumps(members[key], allow_nan=False, default=_plain)}' for key in keys]
     except (TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddpm_deploy.schedule import NoiseSchedule
+from ddpm_deploy.tokenizer import Tokenizer
 
 FORMAT_VERSION = "1.2"
 MANIFEST_NAME = "bundle.json"
@@ -118,6 +119,7 @@ class Manifest:
     "large" or "learned". clip: bounds of the predicted clean image in network range, or None.
     network: how the torch backend builds the module, `{"kind": ..., "config": {...}}`, or None where it cannot.
     weights: files of large tensors, which the graphs of the bundle may share.
+    tokenizer: how a prompt becomes the encoder's input `tokens`, or None where the bundle takes no prompt.
     size_multiple: of what height and width have to be multiples, where the graphs leave them free; sample_shape holds
     those that the model was trained on. None where they are fixed.
     """
@@ -136,6 +138,7 @@ class Manifest:
     reference: DataFile | None
     weights: tuple[DataFile, ...] = ()
     size_multiple: int | None = None
+    tokenizer: Tokenizer | None = None
     format_version: str = FORMAT_VERSION
 
     @property

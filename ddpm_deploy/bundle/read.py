@@ -20,7 +20,8 @@ from ddpm_deploy.errors import BundleError
 CHUNK_BYTES = 2**20
 ATTEMPTS = 10
 AGREED = ("schedule", "prediction", "variance", "clip", "sample_shape", "conditions", "output")
-DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "digits"
+ASSETS = Path(__file__).parent.parent / "assets"
+PACKAGED = ("digits", "shapes")
 # A FIFO in place of a file must not block the reader, a symlink must not lead it out of the folder.
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -65,20 +66,25 @@ class Bundle:
         return data
 
 
-def default_bundle() -> Path:
-    """The pretrained digits bundle inside the package."""
-    return DEFAULT_BUNDLE
+def default_bundle(name: str = PACKAGED[0]) -> Path:
+    """A pretrained bundle inside the package: "digits", or "shapes", which draws what a prompt says."""
+    if name not in PACKAGED:
+        raise ValueError(f"bundle: got {name!r}, expected one of {', '.join(PACKAGED)}")
+    return ASSETS / name
 
 
 def read_bundle(path: str | os.PathLike[str], *, digest: str | None = None, verify: bool = True) -> Bundle:
     """Read and verify a bundle folder, or a lone ONNX file with the manifest in its metadata.
 
+    path: the name of one of the package's own bundles, such as "shapes", will do where there is no such path.
     digest: `"sha256:..."` that the bundle must have. Files that bundle.json does not list are ignored. verify: False
     looks at sizes and at the manifests inside ONNX files, and leaves the hash of each file to `open_bytes`, which
     always checks it: a service then does not read what it never uses. Raises BundleError where anything is missing,
     damaged or not as pinned.
     """
     root = Path(path)
+    if str(path) in PACKAGED and not root.exists():
+        root = default_bundle(str(path))
     _check_digest_argument(digest)
     if root.is_file():
         return _read_lone(root, digest)

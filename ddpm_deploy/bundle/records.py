@@ -37,6 +37,7 @@ from ddpm_deploy.bundle.manifest import (
 from ddpm_deploy.errors import BundleError
 from ddpm_deploy.schedule import MAX_TIMESTEPS, PREDICTIONS, NoiseSchedule
 from ddpm_deploy.solvers import VARIANCES
+from ddpm_deploy.tokenizer import KIND, MAX_LENGTH, Tokenizer
 
 MAX_RANK = 8
 MAX_ELEMENTS = 2**28
@@ -62,6 +63,7 @@ MANIFEST_KEYS = (
     "schedule",
     "clip",
     "conditions",
+    "tokenizer",
     "defaults",
     "network",
     "files",
@@ -74,7 +76,7 @@ METADATA_KEYS = (*MANIFEST_KEYS[:-4], "graph")
 CONDITION_DEFAULTS: dict[str, Any] = {"null": None}
 GRAPH_DEFAULTS: dict[str, Any] = {"measured_on": None, "over_budget": []}
 FILE_DEFAULTS = GRAPH_DEFAULTS | {"weights": None}
-METADATA_DEFAULTS: dict[str, Any] = {"size_multiple": None}
+METADATA_DEFAULTS: dict[str, Any] = {"size_multiple": None, "tokenizer": None}
 MANIFEST_DEFAULTS = METADATA_DEFAULTS | {"weights": []}
 
 
@@ -99,6 +101,7 @@ def decode_manifest(fields: Fields) -> Manifest:
         schedule=schedule,
         clip=fields.take("clip", optional, _interval),
         conditions=conditions,
+        tokenizer=fields.take("tokenizer", optional, _tokenizer),
         defaults=fields.take("defaults", _defaults, schedule.T),
         format_version=fields.take("format_version", text),
         **_files(fields),
@@ -186,6 +189,17 @@ def _null(value: Any, where: str, dtype: str, classes: int) -> int | float:
         raise refuse(where, value, "null, as neither of true and false can stand for neither")
     limits = np.iinfo(dtype)
     return whole(value, where, max(classes, int(limits.min)), int(limits.max))
+
+
+def _tokenizer(value: Any, where: str) -> Tokenizer:
+    fields = Fields(value, where, ("kind", "vocabulary", "length"))
+    fields.take("kind", choice, (KIND,))
+    length = fields.take("length", whole, 1, MAX_LENGTH)
+    words = fields.take("vocabulary", sequence, text)
+    try:
+        return Tokenizer(words, length)
+    except ValueError as error:
+        raise BundleError(f"{where}.{error}; export the model again") from None
 
 
 def _defaults(value: Any, where: str, T: int) -> Defaults:

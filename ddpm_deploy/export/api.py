@@ -6,7 +6,8 @@ import copy
 import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from ddpm_deploy.export.pipeline import Exported, export
 from ddpm_deploy.export.recipe import EncoderSource, Recipe
 from ddpm_deploy.export.sources.base import Source, default_solver
 from ddpm_deploy.export.sources.module import call_factory
+from ddpm_deploy.export.sources.onnx_load import load_onnx
 from ddpm_deploy.export.sources.open import open_source
 from ddpm_deploy.export.sources.said import make_conditions
 from ddpm_deploy.export.targets import BASE
@@ -41,6 +43,7 @@ from ddpm_deploy.job import example_conditions
 from ddpm_deploy.model import build_network
 from ddpm_deploy.reference import REFERENCE_NAME
 from ddpm_deploy.schedule import NoiseSchedule
+from ddpm_deploy.tokenizer import Tokenizer
 
 
 def export_run(
@@ -59,10 +62,10 @@ def export_run(
     step: of which checkpoint, None for the newest. network: see `train.runs.load_run`. name: None keeps the run's.
     Raises ParityError over budget, and then `out` is as it was.
     """
+    from ddpm_deploy.export.sources.run import source_of
     from ddpm_deploy.train.runs import load_run
 
-    found = load_run(run, step=step, network=network)
-    source = Source(**{f.name: getattr(found, f.name) for f in fields(Source) if hasattr(found, f.name)})
+    source = source_of(load_run(run, step=step, network=network))
     return export_source(source, out, name=name, model_version=model_version, licence=licence, options=options).bundle
 
 
@@ -149,7 +152,7 @@ def export_source(
 
     name, defaults: None keeps what the source says. Other arguments as in `export_module`.
     """
-    options = options or Options()
+    options, encoder = options or Options(), encoder or source.encoder
     if source.graph is not None:
         written = opset_of(source.graph)
         if options.opset not in (None, written):
@@ -164,6 +167,7 @@ def export_source(
         schedule=source.schedule,
         clip=source.clip,
         conditions=source.conditions,
+        tokenizer=None if encoder is None else encoder.tokenizer,
         defaults=defaults or source.defaults,
         network=source.spec,
         files=(),
@@ -175,7 +179,9 @@ def export_source(
     assert denoiser is not None
     _check_spec(denoiser, source.spec)
     count = max(*options.batches, TRACE_BATCH)
-    traced = None if encoder is None else trace_encoder(encoder, source.conditions)
+    traced = None if encoder is None else trace_encoder(encoder, source.conditions, count)
+    if traced is not None and manifest.tokenizer is not None:  # what real prompts give is a better example than a guess
+        example = {**traced.truth, **(example or {})}
     return export(denoiser, manifest, out, _conditions(manifest, example, count), options, traced)
 
 
@@ -185,10 +191,17 @@ def _check_manifest(manifest: Manifest) -> None:
 
 
 def _encoder(asked: EncoderSource) -> Encoder:
-    made = call_factory(asked.path, asked.options)
-    if not isinstance(made, nn.Module):
-        raise ExportError(f"encoder: {asked.path}: got a {type(made).__name__}, expected an nn.Module")
-    return Encoder(made, make_conditions(asked.inputs, "encoder: inputs"), asked.condition)
+    path, made = Path(asked.path), None
+    if path.suffix == ".onnx":
+        if asked.options:
+            raise ExportError(f"encoder: options: of no use to {asked.path}, which is no factory; leave them out")
+        made = load_onnx(path)
+    else:
+        made = call_factory(asked.path, asked.options)
+        if not isinstance(made, nn.Module):
+            raise ExportError(f"encoder: {asked.path}: got a {type(made).__name__}, expected an nn.Module")
+    inputs, tokenizer = make_conditions(asked.inputs, "encoder: inputs"), asked.tokenizer
+    return Encoder(made, inputs, asked.condition, None if tokenizer is None else Tokenizer.from_dict(tokenizer))
 
 
 def _frozen(module: nn.Module, conditions: Sequence[Condition]) -> Denoiser:

@@ -52,7 +52,7 @@ def trace(
     network: nn.Module,
     feeds: Mapping[str, np.ndarray],
     opset: int,
-    output: str = "prediction",
+    outputs: Sequence[str] = ("prediction",),
     size_multiple: int | None = None,
 ) -> onnx.ModelProto:
     """Export with a free batch; feeds are example inputs of batch `TRACE_BATCH`, in the graph's order.
@@ -72,7 +72,7 @@ def trace(
                 dynamo=True,
                 dynamic_shapes=(first, *(free,) * (named - 1), *rest),
                 input_names=list(feeds),
-                output_names=[output],
+                output_names=list(outputs),
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
@@ -97,7 +97,7 @@ def output_spec(manifest: Manifest) -> TensorSpec:
     return TensorSpec("prediction", (BATCH, channels, *manifest.graph_shape[1:]), "float32")
 
 
-def check_graph(model: onnx.ModelProto, inputs: Sequence[TensorSpec], output: TensorSpec) -> None:
+def check_graph(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
     """Raise ExportError where the graph is not what the bundle will say that it is."""
     try:
         onnx.checker.check_model(without_values(model), full_check=True)
@@ -108,9 +108,9 @@ def check_graph(model: onnx.ModelProto, inputs: Sequence[TensorSpec], output: Te
         raise ExportError(f"graph: the network fixes the batch to {found[0].shape[0]}; leave it to -1 in its reshapes")
     if found != list(inputs):
         raise ExportError(f"graph: got inputs {found}, expected {list(inputs)}; the network must use all of them")
-    outputs = [_spec(value) for value in model.graph.output]
-    if outputs != [output]:
-        raise ExportError(f"graph: got outputs {outputs}, expected {output}; mend the network's forward")
+    given = [_spec(value) for value in model.graph.output]
+    if given != list(outputs):
+        raise ExportError(f"graph: got outputs {given}, expected {list(outputs)}; mend the network's forward")
 
 
 def shape_nodes(model: onnx.ModelProto) -> int:

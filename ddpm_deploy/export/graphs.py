@@ -156,5 +156,5 @@ class Graphs:
         feeds = {"x": x, "t": np.zeros(TRACE_BATCH, np.float32)}
         feeds |= {name: array[:TRACE_BATCH] for name, array in self._conditions.items()}
         graph = trace(fold_attention(denoiser), feeds, opset, size_multiple=self.manifest.size_multiple)
-        check_graph(graph, self.inputs, output_spec(self.manifest))
+        check_graph(graph, self.inputs, (output_spec(self.manifest),))
         return graph

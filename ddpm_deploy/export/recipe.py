@@ -50,14 +50,16 @@ class DefaultPlan:
 class EncoderSource:
     """A module that turns raw inputs into conditions, once per request.
 
-    path: `package.module:factory`. inputs: what it takes, by position: name, shape without the batch, dtype.
-    condition: the name of the model's condition that it computes.
+    path: `package.module:factory`, or an ONNX file. inputs: what it takes, by position: name, shape without the batch,
+    dtype. condition: the name of the model's condition that it computes, or a list of names. tokenizer: kind,
+    vocabulary and length, where the input `tokens` is to be made from a prompt, see `ddpm_deploy.tokenizer`.
     """
 
     path: str
-    condition: str
+    condition: str | tuple[str, ...]
     inputs: tuple[Mapping[str, Any], ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

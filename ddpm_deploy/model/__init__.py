@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ddpm_deploy.model.networks import NETWORKS, build_network
     from ddpm_deploy.model.policy import EncoderConfig, ObservationEncoder, PolicyConfig, PolicyNet
     from ddpm_deploy.model.small import PointConfig, PointNet, SignalConfig, SignalNet
+    from ddpm_deploy.model.text import TextConfig, TextEncoder, TextToImage
     from ddpm_deploy.model.unet import UNet
 
 __all__ = [
@@ -23,6 +24,9 @@ __all__ = [
     "PolicyNet",
     "SignalConfig",
     "SignalNet",
+    "TextConfig",
+    "TextEncoder",
+    "TextToImage",
     "UNet",
     "UNetConfig",
     "build_network",
@@ -38,6 +42,9 @@ MODULES = {
     "PolicyNet": "policy",
     "SignalConfig": "small",
     "SignalNet": "small",
+    "TextConfig": "text",
+    "TextEncoder": "text",
+    "TextToImage": "text",
     "UNet": "unet",
     "build_network": "networks",
 }

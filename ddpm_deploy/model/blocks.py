@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ddpm_deploy.model.unet_config import UNetConfig
+
+FAR_BELOW = -1e4  # added to a logit: its weight becomes exactly 0, and half precision can hold it
+
+
+class Text(NamedTuple):
+    """What cross-attention reads. features: (B, L, text_channels). absent: (B, 1, L, 1), `FAR_BELOW` at padding."""
+
+    features: Tensor
+    absent: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Text:
+        """Find the padding: the tokens whose features are all zero."""
+        padding = features.abs().amax(dim=2) == 0
+        return cls(features, padding.to(features.dtype)[:, None, :, None] * FAR_BELOW)
 
 
 def group_norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
@@ -55,6 +72,32 @@ class Attention(nn.Module):
         )
         weights = torch.softmax((q * self.head_dim**-0.5).transpose(2, 3) @ k, dim=-1)  # (B, heads, HW, HW)
         mixed = (v @ weights.transpose(2, 3)).reshape(-1, channels, height, width)
+        out: Tensor = x + self.out(mixed)
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Attention of all pixels to the tokens of a text. Tokens of zeros are padding, and ignored."""
+
+    def __init__(self, channels: int, text_channels: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.head_dim = config.attention_head_dim or channels
+        self.norm = group_norm(channels, config)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key_value = nn.Linear(text_channels, 2 * channels, bias=False)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, text: Text) -> Tensor:
+        """x: (B, C, H, W)."""
+        channels, height, width = x.shape[1:]
+        heads, length = channels // self.head_dim, text.features.shape[1]
+        q = self.query(self.norm(x)).reshape(-1, heads, self.head_dim, height * width)
+        k, v = (
+            part.reshape(-1, length, heads, self.head_dim).transpose(1, 2)
+            for part in self.key_value(text.features).chunk(2, dim=2)
+        )
+        logits = k @ (q * self.head_dim**-0.5) + text.absent  # (B, heads, L, HW)
+        mixed = (v.transpose(2, 3) @ torch.softmax(logits, dim=2)).reshape(-1, channels, height, width)
         out: Tensor = x + self.out(mixed)
         return out
 

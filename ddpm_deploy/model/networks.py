@@ -9,9 +9,16 @@ from torch import nn
 
 from ddpm_deploy.model.policy import PolicyNet
 from ddpm_deploy.model.small import PointNet, SignalNet
+from ddpm_deploy.model.text import TextToImage
 from ddpm_deploy.model.unet import UNet
 
-NETWORKS: dict[str, Any] = {"unet": UNet, "mlp": PointNet, "conv1d": SignalNet, "policy": PolicyNet}
+NETWORKS: dict[str, Any] = {
+    "unet": UNet,
+    "mlp": PointNet,
+    "conv1d": SignalNet,
+    "policy": PolicyNet,
+    "text_to_image": TextToImage,
+}
 
 
 def build_network(spec: Mapping[str, Any]) -> nn.Module:

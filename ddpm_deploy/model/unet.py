@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddpm_deploy.model.blocks import Attention, Downsample, ResidualBlock, Upsample, group_norm
+from ddpm_deploy.model.blocks import Attention, CrossAttention, Downsample, ResidualBlock, Text, Upsample, group_norm
 from ddpm_deploy.model.embedding import TimeEmbedding
 from ddpm_deploy.model.unet_config import UNetConfig
 
@@ -31,12 +31,16 @@ class UNet(nn.Module):
             freq_shift=config.freq_shift,
         )
         self.label = None if config.label_count is None else nn.Embedding(config.label_count, config.time_channels)
-        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.pooled = None
+        if config.pooled_channels is not None:
+            self.pooled = nn.Linear(config.pooled_channels, config.time_channels, bias=False)
+        self.conv_in = _stem(config)
         self.down, skips = _down_path(config)
         self.middle = _Middle(channels[-1], config)
         self.up = _up_path(config, skips)
         self.norm_out = group_norm(channels[0], config)
-        self.conv_out = nn.Conv2d(channels[0], config.out_channels or config.in_channels, 3, padding=1)
+        out_channels = (config.out_channels or config.in_channels) * config.patch**2
+        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> UNet:
@@ -47,25 +51,38 @@ class UNet(nn.Module):
         """What `build_network` needs to build this network again, without its weights."""
         return {"kind": "unet", "config": self.config.to_dict()}
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W). t: (B,) float. labels: (B,) int64, only where the network has classes."""
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        text: Tensor | None = None,
+        pooled: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, C, H, W). t: (B,) float. The others only where the network has classes, or reads text.
+
+        labels: (B,) int64. text: (B, L, text_channels), zeros where there is no token. pooled: (B, pooled_channels).
+        """
         if not torch.compiler.is_exporting():
-            self._check(x, labels)
+            self._check(x, labels, text, pooled)
         emb = self.time(t)
         if self.label is not None:
             emb = emb + self.label(labels)
+        if self.pooled is not None:
+            emb = emb + self.pooled(pooled)
         time = functional.silu(emb)
+        read = None if text is None else Text.of(text)
         h = self.conv_in(x)
         skips = [h]
         for level in self.down:
-            h = level(h, time, skips)
-        h = self.middle(h, time)
+            h = level(h, time, read, skips)
+        h = self.middle(h, time, read)
         for level in self.up:
-            h = level(h, time, skips)
+            h = level(h, time, read, skips)
         out: Tensor = self.conv_out(functional.silu(self.norm_out(h)))
-        return out
+        return out if self.config.patch == 1 else functional.pixel_shuffle(out, self.config.patch)
 
-    def _check(self, x: Tensor, labels: Tensor | None) -> None:
+    def _check(self, x: Tensor, labels: Tensor | None, text: Tensor | None, pooled: Tensor | None) -> None:
         multiple, channels = self.config.size_multiple, self.config.in_channels
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
             got = tuple(x.shape)
@@ -73,6 +90,11 @@ class UNet(nn.Module):
         if (labels is None) != (self.label is None):
             state = "missing" if labels is None else "given"
             raise ValueError(f"labels: {state}, but the network has num_classes {self.config.num_classes}")
+        for name, value in (("text", text), ("pooled", pooled)):
+            channels = getattr(self.config, f"{name}_channels")
+            given = None if value is None else value.shape[-1]
+            if given != channels:
+                raise ValueError(f"{name}: got {given} channels, but the network has {name}_channels {channels}")
 
 
 class _Level(nn.Module):
@@ -91,15 +113,29 @@ class _Level(nn.Module):
         self.attentions = nn.ModuleList(
             Attention(out_channels, config) if attends else nn.Identity() for _ in in_channels
         )
+        self.texts = nn.ModuleList(_reading(out_channels, attends, config) for _ in in_channels)
         self.resample = resample
+
+
+class _Deaf(nn.Module):
+    """Stands where a network without text, or a level without attention, reads none."""
+
+    def forward(self, h: Tensor, text: Text | None) -> Tensor:
+        return h
+
+
+def _reading(channels: int, attends: bool, config: UNetConfig) -> nn.Module:
+    if config.text_channels is None or not attends:
+        return _Deaf()
+    return CrossAttention(channels, config.text_channels, config)
 
 
 class _DownLevel(_Level):
     """Pushes the output of every block, and of the downsampling, for the way up."""
 
-    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
-        for block, attention in zip(self.blocks, self.attentions, strict=True):
-            h = attention(block(h, time))
+    def forward(self, h: Tensor, time: Tensor, text: Text | None, skips: list[Tensor]) -> Tensor:
+        for block, attention, reading in zip(self.blocks, self.attentions, self.texts, strict=True):
+            h = reading(attention(block(h, time)), text)
             skips.append(h)
         if self.resample is not None:
             h = self.resample(h)
@@ -110,9 +146,9 @@ class _DownLevel(_Level):
 class _UpLevel(_Level):
     """Pops one stored picture before every block."""
 
-    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
-        for block, attention in zip(self.blocks, self.attentions, strict=True):
-            h = attention(block(torch.cat([h, skips.pop()], dim=1), time))
+    def forward(self, h: Tensor, time: Tensor, text: Text | None, skips: list[Tensor]) -> Tensor:
+        for block, attention, reading in zip(self.blocks, self.attentions, self.texts, strict=True):
+            h = reading(attention(block(torch.cat([h, skips.pop()], dim=1), time)), text)
         return h if self.resample is None else self.resample(h)
 
 
@@ -121,11 +157,19 @@ class _Middle(nn.Module):
         super().__init__()
         self.block_in = ResidualBlock(channels, channels, config)
         self.attention = Attention(channels, config) if config.middle_attention else nn.Identity()
+        self.text = _reading(channels, config.middle_attention, config)
         self.block_out = ResidualBlock(channels, channels, config)
 
-    def forward(self, h: Tensor, time: Tensor) -> Tensor:
-        out: Tensor = self.block_out(self.attention(self.block_in(h, time)), time)
+    def forward(self, h: Tensor, time: Tensor, text: Text | None) -> Tensor:
+        out: Tensor = self.block_out(self.text(self.attention(self.block_in(h, time)), text), time)
         return out
+
+
+def _stem(config: UNetConfig) -> nn.Conv2d:
+    """The first convolution; with patches it is as wide as three pixels and one patch are together."""
+    padding = 1
+    size = config.patch + 2
+    return nn.Conv2d(config.in_channels, config.block_out_channels[0], size, stride=config.patch, padding=padding)
 
 
 def _down_path(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:

@@ -23,6 +23,9 @@ class UNetConfig:
     time_scale: factor on t before its embedding, for models whose time is not 0 ... 999.
     num_classes: None, or the number of labels that `forward(..., labels=...)` takes. null_class: one label more,
     `num_classes` itself, stands for no label, as guidance needs it.
+    text_channels: None, or channels of the token features that `forward(..., text=..., pooled=...)` takes; wherever
+    the network attends, it then reads them too. pooled_channels: of the features of the whole text.
+    patch: side of the squares of pixels that one place of the first level stands for.
     """
 
     in_channels: int
@@ -42,11 +45,14 @@ class UNetConfig:
     time_scale: float = 1.0
     num_classes: int | None = None
     null_class: bool = False
+    text_channels: int | None = None
+    pooled_channels: int | None = None
+    patch: int = 1
 
     def __post_init__(self) -> None:
-        strict.require_counts(self, "in_channels", "block_out_channels", "norm_groups")
+        strict.require_counts(self, "in_channels", "block_out_channels", "norm_groups", "patch")
         strict.require_counts(self, "layers_per_block", most=MAX_LAYERS)
-        for name in ("out_channels", "attention_head_dim", "num_classes"):
+        for name in ("out_channels", "attention_head_dim", "num_classes", "text_channels", "pooled_channels"):
             if getattr(self, name) is not None:
                 strict.require_counts(self, name)
         levels = len(self.block_out_channels)
@@ -58,6 +64,8 @@ class UNetConfig:
                 raise ValueError(f"{name}: got {flags}, expected {levels} times true or false, one per level")
             object.__setattr__(self, name, flags)
         self._check_divisions()
+        if (self.text_channels is None) != (self.pooled_channels is None):
+            raise ValueError("text_channels, pooled_channels: got one of the two, expected both or neither")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: got {self.dropout}, expected a number in [0, 1)")
         if self.null_class and self.num_classes is None:
@@ -96,7 +104,7 @@ class UNetConfig:
     @property
     def size_multiple(self) -> int:
         """Height and width must be multiples of this."""
-        return int(2 ** (len(self.block_out_channels) - 1))
+        return int(self.patch * 2 ** (len(self.block_out_channels) - 1))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> UNetConfig:
@@ -140,6 +148,22 @@ class UNetConfig:
             block_out_channels=(128, 128, 256, 256, 512, 512),
             down_attention=(False, False, False, False, True, False),
             up_attention=(False, True, False, False, False, False),
+        )
+
+    @classmethod
+    def shapes(cls) -> UNetConfig:
+        """A small model for 32x32 colour pictures with captions, in patches of 2x2, with attention at 8x8."""
+        return cls(
+            in_channels=3,
+            block_out_channels=(48, 96),
+            layers_per_block=1,
+            down_attention=(False, True),
+            up_attention=(True, False),
+            attention_head_dim=32,
+            norm_groups=8,
+            text_channels=64,
+            pooled_channels=64,
+            patch=2,
         )
 
     @classmethod

@@ -35,7 +35,7 @@ HELP = {
     "ema_decay": "decay of the averaged weights, which are what gets exported",
     "min_snr_gamma": "bound of min-SNR loss weighting, or none for the paper's simple loss",
     "vlb_weight": "share of the variational bound in the loss of a learned variance",
-    "condition_dropout": "share of the samples that are shown without their label, which guidance needs",
+    "condition_dropout": "share of the samples that are shown without their label or caption, which guidance needs",
     "mixed_precision": "precision of the network's inner arithmetic",
     "flip": "mirror half of the pictures",
     "seed": "of the weights, the order of the data, and the noise",
@@ -58,7 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     _option(parser, "--preset", choices=PRESETS, help=f"{kinds} (default: {DEFAULT_PRESET}; not with --resume)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
     group = parser.add_argument_group("what to train (not with --resume)")
-    _option(group, "--data", help="digits, folder:PATH (any images) or cifar10:PATH (folder or .tar.gz)")
+    _option(
+        group,
+        "--data",
+        help="digits, captioned-digits, shapes, folder:PATH (any images) or cifar10:PATH (folder or .tar.gz)",
+    )
     _option(group, "--size", type=int, help="side of the pictures of a folder, in pixels")
     _option(group, "--channels", type=int, choices=(1, 3), help="channels of the pictures of a folder")
     _option(group, "--labels", action=argparse.BooleanOptionalAction, help="draw by class; in a folder, its subfolders")

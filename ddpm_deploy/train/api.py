@@ -70,6 +70,7 @@ def train(
         data=data.name,
         training=config or TrainConfig(),
         listing=getattr(data.dataset, "listing", None),
+        tokenizer=data.tokenizer,
         levels=data.levels,
     )
     run_trainer(network, data, description, Path(out), accelerator, cpu, resume=resume, stop=stop, progress=progress)

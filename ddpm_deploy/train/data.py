@@ -18,6 +18,8 @@ from torch.utils.data import Dataset
 from ddpm_deploy.bundle import Condition, OutputAffine
 from ddpm_deploy.digits import HIGHEST, digits_pixels
 from ddpm_deploy.errors import TrainingError
+from ddpm_deploy.tokenizer import Tokenizer
+from ddpm_deploy.train.captioned import CAPTIONED, text_condition
 from ddpm_deploy.train.cifar10 import CLASSES, read_cifar10
 from ddpm_deploy.train.runs import Listing
 
@@ -27,6 +29,7 @@ HIGHEST_16_BIT = 65535
 PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 LABELS = "labels"
 DIGITS = tuple("0123456789")
+EXPECTED = f"digits, {', '.join(CAPTIONED)}, folder:PATH (any images) or cifar10:PATH (folder or .tar.gz)"
 Sample = Tensor | tuple[Tensor, dict[str, Tensor]]
 
 
@@ -36,6 +39,7 @@ class Data:
 
     dataset: indexable, gives float32 x (*S) in network range, or (x, dict of condition tensors). clip: bounds of that
     range. conditions: what those tensors are; may be left out where they have neither classes nor a null.
+    tokenizer: of captions, which the condition `tokens` then holds, or None.
     levels: how many values, evenly spaced over the clip range, a number of a sample has, or None for any number.
     """
 
@@ -46,6 +50,7 @@ class Data:
     clip: tuple[float, float] | None = (-1.0, 1.0)
     conditions: tuple[Condition, ...] = ()
     levels: int | None = None
+    tokenizer: Tokenizer | None = None
 
 
 def label_condition(classes: Sequence[str]) -> Condition:
@@ -148,12 +153,14 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 
 def load_data(name: str, *, size: int | None = None, channels: int = 3, labels: bool = False) -> Data:
-    """Open a data set by name: `digits`, `folder:PATH` or `cifar10:PATH` (folder or .tar.gz).
+    """Open a data set by name: see `EXPECTED`.
 
     size, channels: of the pictures of a folder; the others have their own. labels: give each picture its class, which
     in a folder is the subfolder's name.
     """
     kind, _, path = name.partition(":")
+    if name in CAPTIONED:
+        return _captioned(name, labels)
     if kind == "digits" and not path:
         pixels, digits = digits_pixels()
         return _pictures(name, Pictures(pixels, HIGHEST, digits if labels else None), (1, 8, 8), DIGITS, HIGHEST + 1)
@@ -165,7 +172,15 @@ def load_data(name: str, *, size: int | None = None, channels: int = 3, labels: 
     if kind == "cifar10" and path:
         pixels, kinds = read_cifar10(Path(path))
         return _pictures(name, Pictures(pixels, labels=kinds if labels else None), (3, 32, 32), CLASSES)
-    raise ValueError(f"data: got {name!r}, expected digits, folder:PATH or cifar10:PATH")
+    raise ValueError(f"data: got {name!r}, expected {EXPECTED}")
+
+
+def _captioned(name: str, labels: bool) -> Data:
+    if labels:
+        raise ValueError(f"labels: got true, but {name} has captions instead; leave --labels out")
+    dataset = CAPTIONED[name]()
+    conditions, shape = (text_condition(dataset.tokenizer),), tuple(dataset[0][0].shape)
+    return Data(name, dataset, shape, conditions=conditions, levels=dataset.levels, tokenizer=dataset.tokenizer)
 
 
 def _pictures(

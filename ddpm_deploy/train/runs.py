@@ -17,6 +17,7 @@ from ddpm_deploy.errors import TrainingError
 from ddpm_deploy.model import build_network
 from ddpm_deploy.schedule import PREDICTIONS, NoiseSchedule
 from ddpm_deploy.strict import from_dict, require_counts
+from ddpm_deploy.tokenizer import Tokenizer
 from ddpm_deploy.train.checkpoint import find_checkpoint, read_state, read_tensors, write_file
 from ddpm_deploy.train.config import TrainConfig
 
@@ -24,7 +25,18 @@ RUN_NAME = "run.json"
 CHECKPOINTS = "checkpoints"
 FORMAT = "ddpm-deploy run"
 FORMAT_VERSION = 1
-FIXED = ("spec", "schedule", "prediction", "variance", "clip", "sample_shape", "conditions", "data", "optimizer")
+FIXED = (
+    "spec",
+    "schedule",
+    "prediction",
+    "variance",
+    "clip",
+    "sample_shape",
+    "conditions",
+    "data",
+    "tokenizer",
+    "optimizer",
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,8 @@ class Description:
 
     spec: how `build_network` makes the network, None for a module of the user's own. variance: of the reverse step,
     "small", "large" or "learned". clip: bounds of the clean sample in network range, or None. output: to the user's
-    units. data: name of the data set. listing: its files, where it is a folder. levels: see `Data`. training: the
-    settings. Other fields as in `bundle.Manifest`.
+    units. data: name of the data set. listing: its files, where it is a folder. tokenizer: of its captions, where it
+    has some. levels: see `Data`. training: the settings. Other fields as in `bundle.Manifest`.
     """
 
     name: str
@@ -58,6 +70,7 @@ class Description:
     data: str
     training: TrainConfig
     listing: Listing | None = field(default=None, kw_only=True)
+    tokenizer: Tokenizer | None = field(default=None, kw_only=True)
     levels: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -141,6 +154,8 @@ def write_description(path: Path, description: Description) -> None:
     }
     if description.listing is not None:
         members["listing"] = asdict(description.listing)
+    if description.tokenizer is not None:
+        members["tokenizer"] = description.tokenizer.to_dict()
     if description.levels is not None:
         members["levels"] = description.levels
     write_file(path / RUN_NAME, json.dumps(members, indent=1, allow_nan=False).encode())
@@ -188,9 +203,10 @@ def _decode(members: dict[str, Any]) -> Description:
         raise ValueError(f"format: expected {FORMAT!r} version {FORMAT_VERSION}")
     members.pop("package_version")
     spec, clip, tables = members.pop("network"), members.pop("clip"), members.pop("schedule")
-    listing = members.pop("listing", None)
+    listing, tokenizer = members.pop("listing", None), members.pop("tokenizer", None)
     parts: dict[str, Any] = {
         "listing": None if listing is None else from_dict(Listing, listing),
+        "tokenizer": None if tokenizer is None else Tokenizer.from_dict(tokenizer),
         "output": from_dict(OutputAffine, members.pop("output")),
         "conditions": tuple(from_dict(Condition, condition) for condition in members.pop("conditions")),
         "defaults": from_dict(Defaults, members.pop("defaults")),

@@ -14,8 +14,10 @@ from torch import nn
 
 from ddpm_deploy.errors import TrainingError
 from ddpm_deploy.model import UNet, build_network
+from ddpm_deploy.model.text import TEXT_CHANNELS, text_to_image
 from ddpm_deploy.train.api import find_conditions, spec_of
 from ddpm_deploy.train.batches import stream_seed
+from ddpm_deploy.train.captioned import CAPTIONED
 from ddpm_deploy.train.config import TrainConfig
 from ddpm_deploy.train.data import LABELS, Data, load_data
 from ddpm_deploy.train.presets import SCHEDULES, Preset
@@ -55,6 +57,7 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
         data=name,
         training=config,
         listing=getattr(data.dataset, "listing", None),
+        tokenizer=data.tokenizer,
         levels=data.levels,
     )
     _refuse_idle(description, given)
@@ -72,7 +75,7 @@ def resumed_run(out: Path, given: Mapping[str, Any]) -> Parts:
     if description.spec is None:
         raise TrainingError(f"{out}: was trained with a module of your own; resume it with ddpm_deploy.train.train")
     shape = description.sample_shape
-    if not description.data.startswith(("digits", "folder:", "cifar10:")):
+    if not description.data.startswith(("digits", *CAPTIONED, "folder:", "cifar10:")):
         raise TrainingError(f"{out}: was trained on data of your own; resume it with ddpm_deploy.train.train")
     labels = LABELS in [condition.name for condition in description.conditions]
     data = load_data(description.data, size=shape[-1], channels=shape[0], labels=labels)
@@ -94,7 +97,9 @@ def _network(preset: Preset, data: Data, variance: str, file: Path | None) -> nn
     if file is None:
         channels = data.sample_shape[0]
         out = 2 * channels if variance == "learned" else None
-        return UNet(replace(preset.network, in_channels=channels, out_channels=out, **_classes(data)))
+        asked = {**_classes(data), **_text(preset, data)}
+        unet = replace(preset.network, in_channels=channels, out_channels=out, **asked)
+        return UNet(unet) if data.tokenizer is None else text_to_image(data.tokenizer, unet)
     try:
         return build_network(json.loads(file.read_bytes()))
     except (TypeError, json.JSONDecodeError) as error:
@@ -113,3 +118,14 @@ def _classes(data: Data) -> dict[str, Any]:
     """The labels that a U-Net has to take for this data."""
     known = [condition for condition in data.conditions if condition.name == LABELS]
     return {"num_classes": len(known[0].classes or ()), "null_class": True} if known else {}
+
+
+def _text(preset: Preset, data: Data) -> dict[str, Any]:
+    """The widths of what a U-Net has to read for this data."""
+    own = preset.network
+    if data.tokenizer is None:
+        return {"text_channels": None, "pooled_channels": None}
+    return {
+        "text_channels": own.text_channels or TEXT_CHANNELS,
+        "pooled_channels": own.pooled_channels or TEXT_CHANNELS,
+    }

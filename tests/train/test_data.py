@@ -147,8 +147,8 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mnist", {}, "expected digits, folder:PATH or cifar10:PATH"),
-        ("folder:", {"size": 8}, "expected digits, folder:PATH"),
+        ("mnist", {}, "expected digits, shapes, captioned-digits, folder:PATH .* or cifar10:PATH"),
+        ("folder:", {"size": 8}, "expected digits, shapes, captioned-digits, folder:PATH"),
         ("digits:x", {}, "expected digits"),
         ("folder:{}", {}, "size: missing"),
         ("folder:{}", {"size": 0}, "size: got 0"),

@@ -16,7 +16,10 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 
 def test_the_guides_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    captions, code = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    own: dict[str, object] = {}
+    exec(captions.replace("batch_size=2", "batch_size=2, tensorboard=False"), own)
+    assert own["run"].tokenizer == own["tokenizer"]  # type: ignore[attr-defined]
     quick = code.replace("steps=20_000, batch_size=256", "steps=2, batch_size=4, tensorboard=False")
     assert quick != code
     names: dict[str, object] = {"MyNetwork": OwnModule, "my_samples": ring()}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from ddpm_deploy.export.encoder import Encoder
+
 PICTURES = OutputAffine((127.5,), (127.5,), "8-bit")  # pictures in [-1, 1]
 
 
@@ -27,7 +29,8 @@ class Source:
 
     network: `forward(x (B, *S) float32, t (B,) float32, **conditions)`, in eval mode. graph: the user's own, with
     inputs `x`, `t` and the conditions, output `prediction`. spec: how `model.build_network` makes the network, or
-    None. name: of the model. provenance: JSON values, without paths of this machine. Others as in `bundle.Manifest`.
+    None. encoder: what computes conditions, or None. name: of the model. provenance: JSON values, without paths of
+    this machine. Others as in `bundle.Manifest`.
     """
 
     sample_shape: tuple[int, ...]
@@ -43,6 +46,7 @@ class Source:
     network: nn.Module | None = None
     graph: onnx.ModelProto | None = None
     spec: Mapping[str, Any] | None = None
+    encoder: Encoder | None = None
 
     def __post_init__(self) -> None:
         if (self.network is None) == (self.graph is None):

@@ -1,0 +1,1 @@
+"""Coloured shapes with captions: an unlimited set to train text to image on."""
