@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _options(**settings: Any) -> Any:
 
 
 def _export_digits(out: Path) -> None:
-    """The packaged weights once more, with int8 and for each runtime."""
+    """The packaged weights once more, without labels, with int8 and for each runtime."""
     from safetensors.torch import load
 
     from ddpm_deploy.export import export_module
@@ -122,12 +122,31 @@ def _export_digits(out: Path) -> None:
     assert manifest.network is not None
     network = build_network(manifest.network)
     network.load_state_dict(load(packaged.open_bytes(packaged.file("denoiser", "fp32", "torch"))))
+    network = unlabelled(network)
     options = _options(batches=(1, 2), parity_timesteps=12, calibration_states=64)
-    export_module(network, out, **_said(manifest), spec=manifest.network, name="digits", options=options)
+    export_module(network, out, **_said(manifest), spec=network.spec(), name="digits", options=options)
+
+
+def unlabelled(network: Any) -> Any:
+    """The U-Net as it draws without a label, which is what diffusers' unconditional pipelines can draw.
+
+    The embedding of "no label" is one vector, always added to that of the time: so it moves into a bias.
+    """
+    from ddpm_deploy.model import UNet
+
+    if network.label is None:
+        return network
+    config = replace(network.config, num_classes=None, null_class=False)
+    weights = network.state_dict()
+    labels = weights.pop("label.weight")
+    weights["time.linear_out.bias"] = weights["time.linear_out.bias"] + labels[network.config.num_classes]
+    plain = UNet(config)
+    plain.load_state_dict(weights)
+    return plain.eval()
 
 
 def _said(manifest: Manifest) -> dict[str, Any]:
-    """What a manifest tells of a model, as `export_module` takes it."""
+    """What a manifest tells of a model without conditions, as `export_module` takes it."""
     return {
         "sample_shape": manifest.sample_shape,
         "schedule": manifest.schedule,
@@ -135,7 +154,6 @@ def _said(manifest: Manifest) -> dict[str, Any]:
         "prediction": manifest.prediction,
         "variance": manifest.variance,
         "clip": manifest.clip,
-        "conditions": manifest.conditions,
         "defaults": manifest.defaults,
         "licence": manifest.model.licence,
         "provenance": manifest.model.provenance,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import KEPT, NETWORKS, SEED, Model
+from benchmarks.models import KEPT, NETWORKS, SEED, Model, unlabelled
 from ddpm_deploy import __version__
 from ddpm_deploy.backends import available_backends
 from ddpm_deploy.bundle import (
@@ -39,7 +40,7 @@ Say = Callable[[str], object]
 def torch_model(name: str, folder: Path) -> Model:
     """The model without graphs; what has to be made of it goes into `folder`."""
     if name == "digits":
-        return Model(name, read_bundle(default_bundle()), True, "trained on scikit-learn's digits")
+        return Model(name, _without_labels(folder / name), True, "trained on scikit-learn's digits")
     return Model(name, _random(name, folder), False, f"architecture of Ho et al. 2020, random weights of seed {SEED}")
 
 
@@ -83,9 +84,28 @@ def network_of(bundle: Bundle) -> Any:
     return network.eval().requires_grad_(False)
 
 
+def _without_labels(folder: Path) -> Bundle:
+    """The packaged digits model as diffusers' unconditional pipelines can draw it, without graphs."""
+    packaged = read_bundle(default_bundle())
+    network = unlabelled(network_of(packaged))
+    (weights,) = (file for file in packaged.manifest.files if file.target == "torch")
+    alone = replace(weights, path=WEIGHTS, inputs=weights.inputs[:2])
+    manifest = replace(
+        packaged.manifest, conditions=(), network=network.spec(), files=(alone,), reference=None, weights=()
+    )
+    return write_bundle(folder, manifest, {WEIGHTS: _saved(network)})
+
+
+def _saved(network: Any) -> bytes:
+    import safetensors.torch
+
+    weights = {key: tensor.contiguous().clone() for key, tensor in network.state_dict().items()}
+    data: bytes = safetensors.torch.save(weights)
+    return data
+
+
 def _random(name: str, folder: Path) -> Bundle:
     """Random weights as torch draws them from the seed."""
-    import safetensors.torch
     import torch
 
     from ddpm_deploy.model import UNet
@@ -93,9 +113,8 @@ def _random(name: str, folder: Path) -> Bundle:
     config, size, variance = NETWORKS[name]
     torch.manual_seed(SEED)
     network = UNet(config()).eval()
-    weights = {key: tensor.contiguous().clone() for key, tensor in network.state_dict().items()}
     manifest = _manifest(name, network.spec(), size, variance)
-    return write_bundle(folder / name, manifest, {WEIGHTS: safetensors.torch.save(weights)})
+    return write_bundle(folder / name, manifest, {WEIGHTS: _saved(network)})
 
 
 def _manifest(name: str, spec: Any, size: int, variance: str) -> Manifest:
