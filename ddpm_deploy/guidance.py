@@ -103,6 +103,19 @@ def guided(
     return denoise
 
 
+def guided_feeds(
+    evaluate: Callable[[Mapping[str, Array]], Array], manifest: Manifest, weight: Array
+) -> Callable[[Mapping[str, Array]], Array]:
+    """An evaluation of the network by its feeds, x, t and the conditions, under guidance. weight: (B,), or more."""
+
+    def evaluate_both(feeds: Mapping[str, Array]) -> Array:
+        condition = {each.name: feeds[each.name] for each in manifest.conditions}
+        away = evaluate({**feeds, **without(condition, manifest.conditions)})
+        return blend(evaluate(feeds), away, weight[: len(away)], manifest.sample_shape[0])
+
+    return evaluate_both
+
+
 def blend(toward: Array, away: Array, weight: Array, channels: int) -> Array:
     """`m_u + w (m_c - m_u)` (Ho & Salimans 2022, eq. 6, whose w is ours less 1), exactly m_c for 1 and m_u for 0.
 

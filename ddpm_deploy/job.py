@@ -89,7 +89,7 @@ def kept_channels(manifest: Manifest, plan: Plan) -> int | None:
 def example_conditions(known: Sequence[Condition], n: int) -> dict[str, Array]:
     """Values to measure with where nobody asks for any: every class in turn, or Gaussian numbers; (n, ...) each.
 
-    Where a condition has a null, the second sample of every eight has it.
+    Where a condition has a null, the third sample of every eight has it.
     """
     return {condition.name: _example(condition, n) for condition in known}
 
@@ -101,7 +101,7 @@ def _example(condition: Condition, n: int) -> Array:
     else:
         example = (np.arange(math.prod(shape)) % len(condition.classes or [0])).reshape(shape).astype(condition.dtype)
     if condition.null is not None:
-        example[1::8] = condition.null
+        example[2::8] = condition.null
     return example
 
 

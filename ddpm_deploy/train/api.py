@@ -51,8 +51,8 @@ def train(
     with a `spec()` that `build_network` understands, can later be loaded from the folder alone.
     dataset: an array (N, *S), anything indexable with a length that gives x (*S) or (x, dict of condition tensors),
     or a `Data`, which also knows clip and output, and classes and nulls of the conditions. output: from the network's
-    range to the user's units; by default they are the data set's. clip, prediction, variance, defaults: as in `Description`.
-    resume, stop: see `Trainer.fit`. accelerator: one of your own, or else one is made for this call.
+    range to the user's units; by default they are the data set's. clip, prediction, variance, defaults: as in
+    `Description`. resume, stop: see `Trainer.fit`. accelerator: one of your own, or else one is made for this call.
     """
     data = as_data(dataset, clip, output)
     description = Description(
