@@ -26,13 +26,15 @@ class Guidance:
     weight: NDArray[np.float32]
     interval: tuple[float, float] | None = None
 
+    def counts(self, t: ArrayLike) -> NDArray[np.bool_]:
+        """Whether the weight counts at each t."""
+        low, high = (np.float32(end) for end in self.interval or (-np.inf, np.inf))
+        t = np.asarray(t, np.float32)
+        return (low <= t) & (t <= high)
+
     def at(self, t: ArrayLike) -> NDArray[np.float32]:
         """The weights at each sample's own t, (n,) or one for all."""
-        if self.interval is None:
-            return self.weight
-        low, high = (np.float32(end) for end in self.interval)
-        t = np.asarray(t, np.float32)
-        return np.where((low <= t) & (t <= high), self.weight, np.float32(1))
+        return np.where(self.counts(t), self.weight, np.float32(1))
 
     def rows(self, t: ArrayLike) -> NDArray[np.float32]:
         """(N, n), the weights at each row of a plan, as the `sampler` graph takes them. t: (N,)."""

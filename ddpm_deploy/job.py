@@ -66,14 +66,21 @@ class Source:
         """Some of the samples as a loop on the device takes them."""
         job, runtime = self._job, loop.evaluator
         learned = job.plan.log_variance is not None or (runtime.fuses and runtime.learned)
+        tables = plan_tables(job.plan, learned_variance=learned, state_size=runtime.state_size)
+        guidance = None if job.guidance is None else job.guidance.part(chunk)
+        if guidance is None and runtime.weighs:
+            guidance = Guidance(np.ones(chunk.stop - chunk.start, np.float32))
+        if guidance is not None:
+            tables["guided"] = guidance.counts(job.plan.t).astype(np.float32)
         return Draw(
-            tables=plan_tables(job.plan, learned_variance=learned, state_size=runtime.state_size),
+            tables=tables,
             draws=not job.plan.is_deterministic,
             seed=self._seed,
             samples=self._indices(chunk),
             shape=job.shape,
             x_T=None if self._x_T is None else self._x_T[chunk],
             condition={name: array[chunk] for name, array in job.condition.items()},
+            guidance=None if guidance is None else guidance.weight,
         )
 
     def _indices(self, chunk: slice) -> range:

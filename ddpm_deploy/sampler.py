@@ -274,7 +274,7 @@ class Sampler:
     def _states(self, job: Job, source: Source, chunk: slice) -> Iterator[tuple[Array, int]]:
         """(the state, how many rows led to it) until there are the samples; a loop on the device shows no others."""
         loop = _loop_of(self.backend, chunk.stop - chunk.start)
-        if loop is not None and job.guidance is None and source.fits(loop):
+        if loop is not None and source.fits(loop):
             yield loop.sample(source.draw(chunk, loop)), job.plan.nfe
             return
         for frame in self._frames(job, source, chunk):

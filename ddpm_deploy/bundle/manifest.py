@@ -141,7 +141,12 @@ class Manifest:
     @property
     def guided(self) -> bool:
         """Whether the network can do without some condition, so that its samples can be guided towards it."""
-        return any(condition.null is not None for condition in self.conditions)
+        return bool(self.nulls)
+
+    @property
+    def nulls(self) -> dict[str, int | float]:
+        """The null of each condition that has one."""
+        return {condition.name: condition.null for condition in self.conditions if condition.null is not None}
 
     @property
     def graph_shape(self) -> tuple[int | str, ...]:

@@ -42,7 +42,7 @@ from ddpm_deploy.plan.feeds import STATE_SIZE, plan_tables
 
 SAMPLES = 2  # of a whole sampler graph
 SEED = 0
-GUIDANCE = np.float32([2.0, 0.5])  # of these samples, where the model can be guided
+GUIDANCE = np.array([2.0, 0.5], np.float32)  # of these samples, where the model can be guided
 BOUND_ROWS = 100
 MAX_KEPT_BYTES = 2**28  # of the reference's predictions along one trajectory
 
@@ -147,12 +147,12 @@ class Gate:
         steering = {name: array[:SAMPLES] for name, array in self.conditions.items()}
         noise = None if plan.is_deterministic else noise_source(SEED, range(SAMPLES), shape)
         x_T = initial_noise(SEED, range(SAMPLES), shape)
-        guidance = np.tile(GUIDANCE, (len(plan), 1)) if self.manifest.guided else np.float32(1)
+        weights = np.tile(GUIDANCE, (len(plan), 1))
         if unrolled:
             given = {} if noise is None else {"noise": np.stack([noise(row) for row in range(len(plan))])}
-            given |= {"guidance": guidance} if self.manifest.guided else {}
+            given |= {"guidance": weights} if self.manifest.guided else {}
         else:
-            given = sampler_feeds(file.inputs, plan, x_T, noise, guidance)
+            given = sampler_feeds(file.inputs, plan, x_T, noise, weights if self.manifest.guided else 1.0)
         feeds = {"x_T": x_T, **given, **steering}
         with _opened(model, file) as backend:
             got = backend.run(feeds)["samples"]

@@ -72,15 +72,15 @@ class Graphs:
             return denoiser
         if file.role == "step":
             return build_step(denoiser, inputs=inputs, sample_shape=shape, state_size=STATE_SIZE,
-                              learned_variance=self.learned, target=file.target, nulls=self.nulls)  # fmt: skip
+                              learned_variance=self.learned, target=file.target, nulls=self.manifest.nulls)  # fmt: skip
         if self.unrolls(file):
             return build_unrolled(denoiser, inputs=inputs, sample_shape=shape, plan=self.plan, target=file.target,
-                                  nulls=self.nulls)  # fmt: skip
+                                  nulls=self.manifest.nulls)  # fmt: skip
         if is_large(denoiser):  # ONNX Runtime reads no weights from a file for the inside of a loop
             raise ExportError(f"{file.path}: got over 2 GB of weights, expected less in a loop; give --graph denoiser")
         plan = self.plan if file.target in BAKING else None
         return build_sampler(denoiser, inputs=inputs, sample_shape=shape, learned_variance=self.learned,
-                             target=file.target, default_plan=plan, nulls=self.nulls)  # fmt: skip
+                             target=file.target, default_plan=plan, nulls=self.manifest.nulls)  # fmt: skip
 
     def record(self, file: GraphFile) -> ModelFile:
         """What bundle.json says of the file."""
@@ -110,11 +110,6 @@ class Graphs:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The inputs of the denoiser."""
         return input_specs(self.manifest.graph_shape, self.manifest.conditions)
-
-    @property
-    def nulls(self) -> dict[str, int | float]:
-        """Of the conditions that can be left out."""
-        return {c.name: c.null for c in self.manifest.conditions if c.null is not None}
 
     @property
     def learned(self) -> bool:
