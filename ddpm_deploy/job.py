@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ddpm_deploy.backends.cuda import Draw, Loop
 from ddpm_deploy.bundle import Condition, Manifest
 from ddpm_deploy.bundle.records import MAX_ELEMENTS
+from ddpm_deploy.guidance import Guidance
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.plan import Noise, Plan
 from ddpm_deploy.plan.feeds import plan_tables
@@ -25,12 +26,13 @@ Conditions = Mapping[str, ArrayLike]
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be drawn. condition: one array (n, ...) for each name."""
+    """What is to be drawn. condition: one array (n, ...) for each name. guidance: None where it changes nothing."""
 
     plan: Plan
     n: int
     shape: tuple[int, ...]
     condition: Mapping[str, Array]
+    guidance: Guidance | None = None
 
 
 class Source:
@@ -64,14 +66,21 @@ class Source:
         """Some of the samples as a loop on the device takes them."""
         job, runtime = self._job, loop.evaluator
         learned = job.plan.log_variance is not None or (runtime.fuses and runtime.learned)
+        tables = plan_tables(job.plan, learned_variance=learned, state_size=runtime.state_size)
+        guidance = None if job.guidance is None else job.guidance.part(chunk)
+        if guidance is None and runtime.weighs:
+            guidance = Guidance(np.ones(chunk.stop - chunk.start, np.float32))
+        if guidance is not None:
+            tables["guided"] = guidance.counts(job.plan.t).astype(np.float32)
         return Draw(
-            tables=plan_tables(job.plan, learned_variance=learned, state_size=runtime.state_size),
+            tables=tables,
             draws=not job.plan.is_deterministic,
             seed=self._seed,
             samples=self._indices(chunk),
             shape=job.shape,
             x_T=None if self._x_T is None else self._x_T[chunk],
             condition={name: array[chunk] for name, array in job.condition.items()},
+            guidance=None if guidance is None else guidance.weight,
         )
 
     def _indices(self, chunk: slice) -> range:
@@ -85,16 +94,22 @@ def kept_channels(manifest: Manifest, plan: Plan) -> int | None:
 
 
 def example_conditions(known: Sequence[Condition], n: int) -> dict[str, Array]:
-    """Values to measure with where nobody asks for any: every class in turn, or Gaussian numbers; (n, ...) each."""
+    """Values to measure with where nobody asks for any: every class in turn, or Gaussian numbers; (n, ...) each.
+
+    Where a condition has a null, the third sample of every eight has it.
+    """
     return {condition.name: _example(condition, n) for condition in known}
 
 
 def _example(condition: Condition, n: int) -> Array:
     shape = (n, *condition.shape)
     if np.issubdtype(condition.dtype, np.floating):
-        return initial_noise(0, range(n), condition.shape).astype(condition.dtype)
-    values = np.arange(math.prod(shape)) % len(condition.classes or [0])
-    return values.reshape(shape).astype(condition.dtype)
+        example = initial_noise(0, range(n), condition.shape).astype(condition.dtype)
+    else:
+        example = (np.arange(math.prod(shape)) % len(condition.classes or [0])).reshape(shape).astype(condition.dtype)
+    if condition.null is not None:
+        example[2::8] = condition.null
+    return example
 
 
 def _broadcast_noise(noise: ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -173,11 +188,16 @@ def checked_count(n: int | None, x_T: ArrayLike | None, shape: tuple[int, ...]) 
 
 
 def checked_conditions(given: Conditions, known: Sequence[Condition], n: int) -> dict[str, Array]:
-    """Each condition as one array (n, ...) of the dtype that the model declares."""
-    names = [condition.name for condition in known]
-    if sorted(given) != sorted(names):
+    """Each condition as one array (n, ...) of the dtype that the model declares; a missing one is its null."""
+    names, nulls = [condition.name for condition in known], {each.name: each.null for each in known}
+    if not given.keys() <= nulls.keys() or any(nulls[name] is None for name in nulls.keys() - given.keys()):
         raise ValueError(f"condition: got {', '.join(sorted(given)) or 'none'}, expected {', '.join(names) or 'none'}")
-    return {condition.name: _checked_condition(given[condition.name], condition, n) for condition in known}
+    return {
+        each.name: _checked_condition(given[each.name], each, n)
+        if each.name in given
+        else np.full((n, *each.shape), each.null, each.dtype)
+        for each in known
+    }
 
 
 def _checked_condition(value: ArrayLike, known: Condition, n: int) -> Array:
@@ -186,6 +206,9 @@ def _checked_condition(value: ArrayLike, known: Condition, n: int) -> Array:
         raise ValueError(f"condition {known.name!r}: got {array.dtype}, expected {known.dtype}")
     if array.shape not in (known.shape, full):
         raise ValueError(f"condition {known.name!r}: got shape {array.shape}, expected {full} or {known.shape}")
-    if known.classes is not None and not np.all((array >= 0) & (array < len(known.classes))):
-        raise ValueError(f"condition {known.name!r}: expected classes from 0 to {len(known.classes) - 1}")
+    if known.classes is not None:
+        valid = (array >= 0) & (array < len(known.classes)) | (array == known.null)
+        if not np.all(valid):
+            none = "" if known.null is None else f", or {known.null} for none"
+            raise ValueError(f"condition {known.name!r}: expected classes from 0 to {len(known.classes) - 1}{none}")
     return np.ascontiguousarray(np.broadcast_to(array, full), known.dtype)

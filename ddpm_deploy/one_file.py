@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ddpm_deploy.backends import Backend
 from ddpm_deploy.bundle import TensorSpec
@@ -20,20 +20,28 @@ def sample_with_graph(
     x_T: NDArray[np.float32],
     noise: Noise = None,
     condition: Mapping[str, NDArray[Any]] | None = None,
+    guidance: ArrayLike = 1.0,
 ) -> NDArray[np.float32]:
     """Draw samples (B, *S) in network range.
 
     backend: opened with `role="sampler"`. x_T: (B, *S). noise: as in `Plan.run`. condition: (B, ...) each, of the
-    dtypes of the backend's inputs.
+    dtypes of the backend's inputs. guidance: broadcastable to (N, B), such as what `Guidance.rows` gives.
     """
-    return backend.run({**sampler_feeds(backend.inputs, plan, x_T, noise), **(condition or {})})["samples"]
+    return backend.run({**sampler_feeds(backend.inputs, plan, x_T, noise, guidance), **(condition or {})})["samples"]
 
 
-def sampler_feeds(inputs: Sequence[TensorSpec], plan: Plan, x_T: NDArray[np.float32], noise: Noise = None) -> Feeds:
-    """Everything but the conditions, in the shapes that this graph takes: x_T, the tables and the noise.
+def sampler_feeds(
+    inputs: Sequence[TensorSpec],
+    plan: Plan,
+    x_T: NDArray[np.float32],
+    noise: Noise = None,
+    guidance: ArrayLike = 1.0,
+) -> Feeds:
+    """Everything but the conditions, in the shapes that this graph takes: x_T, the tables, the noise, the weights.
 
     inputs: of the graph, as its backend or its record in the bundle lists them. Raises ValueError for noise that does
-    not broadcast to (N, B, *S), and for a graph that was unrolled for one plan and takes no other.
+    not broadcast to (N, B, *S), guidance that does not to (N, B) or that the graph does not take, and for a graph that
+    was unrolled for one plan and takes no other.
     """
     specs = {spec.name: spec for spec in inputs}
     if "update" not in specs:
@@ -48,4 +56,18 @@ def sampler_feeds(inputs: Sequence[TensorSpec], plan: Plan, x_T: NDArray[np.floa
         raise ValueError(f"noise: got shape {feeds['noise'].shape}, expected one that broadcasts to {whole}") from None
     if specs["noise"].shape[1] == specs["x_T"].shape[0]:  # then the graph broadcasts nothing itself
         feeds["noise"] = np.ascontiguousarray(full)
-    return {"x_T": x_T, **feeds}
+    return {"x_T": x_T, **feeds, **_weights(specs, np.asarray(guidance, np.float32), whole[:2])}
+
+
+def _weights(specs: Mapping[str, TensorSpec], guidance: NDArray[np.float32], whole: tuple[int, int]) -> Feeds:
+    """`guidance` (N, B), or (N, 1) where it is one number and the graph broadcasts."""
+    if "guidance" not in specs:
+        if np.any(guidance != 1):
+            raise ValueError("guidance: got a weight, but the graph takes none; its model has no condition with a null")
+        return {}
+    one = guidance.ndim == 0 and specs["guidance"].shape[1] != specs["x_T"].shape[0]
+    shape = (whole[0], 1) if one else whole
+    try:
+        return {"guidance": np.ascontiguousarray(np.broadcast_to(guidance, shape))}
+    except ValueError:
+        raise ValueError(f"guidance: got shape {guidance.shape}, expected one that broadcasts to {whole}") from None

@@ -16,6 +16,7 @@ from ddpm_deploy.backends.auto import AutoBackend
 from ddpm_deploy.backends.cuda import Loop
 from ddpm_deploy.bundle import Bundle, Manifest, default_bundle, read_bundle
 from ddpm_deploy.encoder import Encoder, open_encoder
+from ddpm_deploy.guidance import Guidance, checked_guidance, guided, without
 from ddpm_deploy.job import (
     Conditions,
     Job,
@@ -105,6 +106,8 @@ class Sampler:
         plan: Plan | None = None,
         noise: Noise = None,
         condition: Conditions | None = None,
+        guidance: ArrayLike = 1.0,
+        guidance_interval: Sequence[float] | None = None,
         batch_size: int = BATCH_SIZE,
         progress: bool = False,
         **options: Any,
@@ -116,10 +119,14 @@ class Sampler:
         trained one. x_T: (n, *S) instead of the seed's own. noise: (N, n, *S) or broadcastable, or a function of the
         row, instead of the seed's own; a function needs one batch.
         condition: named tensors, (n, ...) or one for all; or, where the bundle has an encoder, what it takes instead.
-        batch_size: how many share a call of the network.
+        One with a null may be left out: the sample is then drawn without it.
+        guidance: the weight w of `m_u + w (m_c - m_u)`, a number or (n,): 1 is the condition as it is.
+        guidance_interval: the lowest and the highest timestep at which the weight counts; it is 1 at the others.
+        batch_size: how many share a call of the network; twice as many in a row that is guided.
         """
         _check_batch_size(batch_size)
-        job = self._job(n, size, x_T, self._chosen(plan, solver, steps, spacing, options), condition)
+        chosen = self._chosen(plan, solver, steps, spacing, options)
+        job = self._job(n, size, x_T, chosen, condition, guidance, guidance_interval)
         source = Source(job, seed, start, x_T, noise)
         if callable(noise) and job.n > batch_size:
             raise ValueError(f"noise: a function serves one batch; got {job.n} samples in batches of {batch_size}")
@@ -147,10 +154,13 @@ class Sampler:
         plan: Plan | None = None,
         noise: Noise = None,
         condition: Conditions | None = None,
+        guidance: ArrayLike = 1.0,
+        guidance_interval: Sequence[float] | None = None,
         **options: Any,
     ) -> Iterator[Frame]:
         """The frames of one batch as they come, each with the state x and the preview x0; arguments as in `sample`."""
-        job = self._job(n, size, x_T, self._chosen(plan, solver, steps, spacing, options), condition)
+        chosen = self._chosen(plan, solver, steps, spacing, options)
+        job = self._job(n, size, x_T, chosen, condition, guidance, guidance_interval)
         return self._frames(job, Source(job, seed, start, x_T, noise), slice(0, job.n))
 
     def plan(
@@ -245,16 +255,20 @@ class Sampler:
         x_T: ArrayLike | None,
         plan: Plan,
         condition: Conditions | None,
+        guidance: ArrayLike,
+        interval: Sequence[float] | None,
     ) -> Job:
         shape = checked_shape(self.manifest, size, x_T)
         n = checked_count(n, x_T, shape)
         given = condition or {}
-        if self.encoder is not None:
+        weights = checked_guidance(guidance, interval, self.manifest, bool(given), n)
+        if self.encoder is not None and (given or not self.manifest.guided):
             given = self.encoder.conditions(given, n)
-        return Job(plan, n, shape, checked_conditions(given, self.manifest.conditions, n))
+        return Job(plan, n, shape, checked_conditions(given, self.manifest.conditions, n), weights)
 
     def _frames(self, job: Job, source: Source, chunk: slice) -> Iterator[Frame]:
-        denoise = self.denoiser(job.plan, {name: array[chunk] for name, array in job.condition.items()})
+        condition = {name: array[chunk] for name, array in job.condition.items()}
+        denoise = self.denoiser(job.plan, condition, None if job.guidance is None else job.guidance.part(chunk))
         return job.plan.frames(denoise, source.initial(chunk), source.noise(chunk))
 
     def _states(self, job: Job, source: Source, chunk: slice) -> Iterator[tuple[Array, int]]:
@@ -266,20 +280,25 @@ class Sampler:
         for frame in self._frames(job, source, chunk):
             yield frame.x, 1
 
-    def denoiser(self, plan: Plan, condition: Mapping[str, Array] | None = None) -> Denoise:
+    def denoiser(
+        self, plan: Plan, condition: Mapping[str, Array] | None = None, guidance: Guidance | None = None
+    ) -> Denoise:
         """The network as the plan calls it; drops a learned variance that the plan does not use.
 
-        condition: (B, ...) each, of the dtypes in the manifest.
+        condition: (B, ...) each, of the dtypes in the manifest. guidance: of these B samples.
         """
-        condition = condition or {}
+        given = condition or {}
         (output,) = (spec.name for spec in self.backend.outputs)
         run = self.backend.run
         channels = kept_channels(self.manifest, plan)
 
-        def denoise(x: Array, t: Array) -> Array:
+        def evaluate(x: Array, t: Array, condition: Mapping[str, Array]) -> Array:
             return run({"x": x, "t": t, **condition})[output][:, :channels]
 
-        return denoise
+        if guidance is None:
+            return lambda x, t: evaluate(x, t, given)
+        null = without(given, self.manifest.conditions)
+        return guided(evaluate, given, null, guidance, self.manifest.sample_shape[0])
 
 
 def _open(

@@ -41,6 +41,13 @@ def labelled_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def guided_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `labelled_bundle`, with a null class."""
+    network = random_unet(num_classes=3, null_class=True)
+    return write_test_bundle(tmp_path_factory.mktemp("guided") / "bundle", network, classes=3, null=3)
+
+
+@pytest.fixture(scope="session")
 def plain_onnx() -> Callable[[Any, Any], bytes]:
     """A plain export of a network with a free batch: (network, inputs as TensorSpecs) -> ONNX."""
     return onnx_bytes
@@ -59,14 +66,14 @@ def random_unet(**options: Any) -> Any:
     return network
 
 
-def write_test_bundle(out: Path, network: Any, classes: int | None = None) -> Path:
+def write_test_bundle(out: Path, network: Any, classes: int | None = None, null: int | None = None) -> Path:
     from safetensors.torch import save
 
     from ddpm_deploy import bundle as b
     from ddpm_deploy.schedule import NoiseSchedule
 
     shape = (3, 8, 8)
-    labels = () if classes is None else (b.Condition("labels", (), "int64", tuple("abc"[:classes])),)
+    labels = () if classes is None else (b.Condition("labels", (), "int64", tuple("abc"[:classes]), null),)
     inputs = (
         b.TensorSpec("x", ("B", *shape), "float32"),
         b.TensorSpec("t", ("B",), "float32"),

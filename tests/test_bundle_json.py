@@ -83,6 +83,9 @@ def test_manifest_survives_json_without_loss() -> None:
         ("conditions.1.name", "labels", "conditions[1]: the name 'labels' occurs twice"),
         ("conditions.0.dtype", "object", "conditions[0].dtype: got 'object'"),
         ("conditions.1.classes", ["a"], "conditions[1].classes"),
+        ("conditions.0.null", 1, "conditions[0].null: got 1, expected a whole number in [2,"),
+        ("conditions.0.null", 2.0, "conditions[0].null: got 2.0, expected a whole number"),
+        ("conditions.1.null", "none", "conditions[1].null: got 'none', expected a number"),
         ("defaults.steps", 11, "defaults.steps: got 11, expected a whole number in [1, 10]"),
         ("defaults.options", [], "defaults.options: got [], expected an object"),
         ("network", None, "network: got null, but files has one for torch"),
@@ -131,7 +134,7 @@ def test_path_that_is_no_plain_name_is_refused(path: Any) -> None:
     assert "reference.path: got" in refused(set_at("reference.path", path))
 
 
-NEW_IN_1_1 = ("measured_on", "over_budget", "weights", "size_multiple")  # a bundle of 1.0 has none of them
+LATER = ("measured_on", "over_budget", "weights", "size_multiple", "null")  # a bundle of 1.0 has none of them
 
 
 def test_missing_and_unknown_keys_are_refused_everywhere() -> None:
@@ -143,7 +146,7 @@ def test_missing_and_unknown_keys_are_refused_everywhere() -> None:
             at, members = _walk(path)
             if key != "surprise":
                 del at[key]
-                if key in NEW_IN_1_1:
+                if key in LATER:
                     from_json(json.dumps(members))
                 else:
                     assert f"{key!r} is missing" in refused(members)

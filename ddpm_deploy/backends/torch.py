@@ -123,6 +123,7 @@ def _make_resident(backend: TorchBackend, network: nn.Module, bundle: Bundle, op
         autocast=dtype,
         allow_tf32=backend.precision == "tf32",
         learned=bundle.manifest.variance == "learned",
+        nulls=bundle.manifest.nulls,
     )
     index = device_index(backend.device) or 0
     backend.loop, about = open_loop(TorchBackend.name, index, lambda device: evaluator, options)

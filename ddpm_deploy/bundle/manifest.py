@@ -8,7 +8,7 @@ from typing import Any
 
 from ddpm_deploy.schedule import NoiseSchedule
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 MANIFEST_NAME = "bundle.json"
 ROLES = ("denoiser", "step", "sampler", "encoder", "decoder")
 PORTABLE = "onnx"
@@ -30,12 +30,17 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Condition:
-    """A tensor that steers the network, without its batch axis; `classes` names the values of a label."""
+    """A tensor that steers the network, without its batch axis; `classes` names the values of a label.
+
+    null: what fills the tensor where the network shall do without it, as it has learnt from dropping the condition;
+    for a label a value beside its classes. None where it cannot do without, and then there is no guidance by it.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     classes: tuple[str, ...] | None = None
+    null: int | float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,16 @@ class Manifest:
     weights: tuple[DataFile, ...] = ()
     size_multiple: int | None = None
     format_version: str = FORMAT_VERSION
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network can do without some condition, so that its samples can be guided towards it."""
+        return bool(self.nulls)
+
+    @property
+    def nulls(self) -> dict[str, int | float]:
+        """The null of each condition that has one."""
+        return {condition.name: condition.null for condition in self.conditions if condition.null is not None}
 
     @property
     def graph_shape(self) -> tuple[int | str, ...]:

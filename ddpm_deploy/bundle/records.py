@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ddpm_deploy.bundle.fields import (
     Fields,
     choice,
@@ -68,7 +70,8 @@ MANIFEST_KEYS = (
 )
 METADATA_KEYS = (*MANIFEST_KEYS[:-4], "graph")
 
-# New in format 1.1, and what they mean where they are missing.
+# New in formats 1.1 and 1.2, and what they mean where they are missing.
+CONDITION_DEFAULTS: dict[str, Any] = {"null": None}
 GRAPH_DEFAULTS: dict[str, Any] = {"measured_on": None, "over_budget": []}
 FILE_DEFAULTS = GRAPH_DEFAULTS | {"weights": None}
 METADATA_DEFAULTS: dict[str, Any] = {"size_multiple": None}
@@ -159,7 +162,7 @@ def _interval(value: Any, where: str) -> tuple[float, float]:
 
 
 def _condition(value: Any, where: str) -> Condition:
-    fields = Fields(value, where, ("name", "shape", "dtype", "classes"))
+    fields = Fields(value, where, ("name", "shape", "dtype", "classes", "null"), CONDITION_DEFAULTS)
     name = fields.take("name", text, SYMBOL)
     if name in ("x", "t"):
         raise refuse(f"{where}.name", name, "another name than x and t, the denoiser's own inputs")
@@ -170,7 +173,16 @@ def _condition(value: Any, where: str) -> Condition:
     classes = fields.take("classes", optional, sequence, text)
     if classes is not None and "int" not in dtype:
         raise refuse(f"{where}.classes", list(classes), f"null, as {dtype} is no whole number")
-    return Condition(name, shape, dtype, classes)
+    return Condition(name, shape, dtype, classes, fields.take("null", optional, _null, dtype, len(classes or ())))
+
+
+def _null(value: Any, where: str, dtype: str, classes: int) -> int | float:
+    if "float" in dtype:
+        return number(value, where)
+    if dtype == "bool":
+        raise refuse(where, value, "null, as neither of true and false can stand for neither")
+    limits = np.iinfo(dtype)
+    return whole(value, where, max(classes, int(limits.min)), int(limits.max))
 
 
 def _defaults(value: Any, where: str, T: int) -> Defaults:

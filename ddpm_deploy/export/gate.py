@@ -21,6 +21,7 @@ from ddpm_deploy.export.evaluate import evaluator
 from ddpm_deploy.export.nonfinite import first_nonfinite
 from ddpm_deploy.export.options import Options
 from ddpm_deploy.export.weights import in_memory
+from ddpm_deploy.guidance import guided_feeds
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.one_file import sampler_feeds
 from ddpm_deploy.parity.bound import bits_per_dim
@@ -41,6 +42,7 @@ from ddpm_deploy.plan.feeds import STATE_SIZE, plan_tables
 
 SAMPLES = 2  # of a whole sampler graph
 SEED = 0
+GUIDANCE = np.array([2.0, 0.5], np.float32)  # of these samples, where the model can be guided
 BOUND_ROWS = 100
 MAX_KEPT_BYTES = 2**28  # of the reference's predictions along one trajectory
 
@@ -122,10 +124,11 @@ class Gate:
         """Each row of the default plan by the graph itself, from the reference's state."""
         peak = picture_range(self.manifest)
         steering = {name: array[:SAMPLES] for name, array in self.conditions.items()}
+        weight = {"guidance": GUIDANCE} if self.manifest.guided else {}
         figures = []
         with _opened(model, file) as backend:
             for step in self._steps:
-                got = backend.run({**_step_feeds(step, self._learned), **steering})
+                got = backend.run({**_step_feeds(step, self._learned), **steering, **weight})
                 error = (got["next_state"][:, 0].astype(np.float64) - step.following) / peak
                 finite = float(got["finite"].min())
                 figures.append((np.sqrt(np.mean(error**2)), np.abs(error).max(), finite))
@@ -144,9 +147,13 @@ class Gate:
         steering = {name: array[:SAMPLES] for name, array in self.conditions.items()}
         noise = None if plan.is_deterministic else noise_source(SEED, range(SAMPLES), shape)
         x_T = initial_noise(SEED, range(SAMPLES), shape)
-        feeds = {"x_T": x_T, **({} if unrolled else sampler_feeds(file.inputs, plan, x_T, noise)), **steering}
-        if unrolled and noise is not None:
-            feeds["noise"] = np.stack([noise(row) for row in range(len(plan))])
+        weights = np.tile(GUIDANCE, (len(plan), 1))
+        if unrolled:
+            given = {} if noise is None else {"noise": np.stack([noise(row) for row in range(len(plan))])}
+            given |= {"guidance": weights} if self.manifest.guided else {}
+        else:
+            given = sampler_feeds(file.inputs, plan, x_T, noise, weights if self.manifest.guided else 1.0)
+        feeds = {"x_T": x_T, **given, **steering}
         with _opened(model, file) as backend:
             got = backend.run(feeds)["samples"]
         return self._judge_samples(got, self._clean, file)
@@ -179,8 +186,10 @@ class Gate:
     @cached_property
     def _steps(self) -> list[Step]:
         """The reference's trajectory that `step` and `sampler` graphs are held against."""
-        plan = short_plan(self.manifest)
-        return list(teacher_forced(self.reference, self.manifest, plan, SAMPLES, self.conditions, SEED))
+        plan, reference = short_plan(self.manifest), self.reference
+        if self.manifest.guided:
+            reference = guided_feeds(reference, self.manifest, GUIDANCE)
+        return list(teacher_forced(reference, self.manifest, plan, SAMPLES, self.conditions, SEED))
 
     def _bits_excess(self, candidate: Evaluate) -> float:
         """By what part of the reference's bound the candidate's is above it; 0 where there is none, as for one step."""

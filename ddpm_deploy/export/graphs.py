@@ -72,26 +72,33 @@ class Graphs:
             return denoiser
         if file.role == "step":
             return build_step(denoiser, inputs=inputs, sample_shape=shape, state_size=STATE_SIZE,
-                              learned_variance=self.learned, target=file.target)  # fmt: skip
+                              learned_variance=self.learned, target=file.target, nulls=self.manifest.nulls)  # fmt: skip
         if self.unrolls(file):
-            return build_unrolled(denoiser, inputs=inputs, sample_shape=shape, plan=self.plan, target=file.target)
+            return build_unrolled(denoiser, inputs=inputs, sample_shape=shape, plan=self.plan, target=file.target,
+                                  nulls=self.manifest.nulls)  # fmt: skip
         if is_large(denoiser):  # ONNX Runtime reads no weights from a file for the inside of a loop
             raise ExportError(f"{file.path}: got over 2 GB of weights, expected less in a loop; give --graph denoiser")
         plan = self.plan if file.target in BAKING else None
         return build_sampler(denoiser, inputs=inputs, sample_shape=shape, learned_variance=self.learned,
-                             target=file.target, default_plan=plan)  # fmt: skip
+                             target=file.target, default_plan=plan, nulls=self.manifest.nulls)  # fmt: skip
 
     def record(self, file: GraphFile) -> ModelFile:
         """What bundle.json says of the file."""
-        shape, inputs = self.manifest.graph_shape, self.inputs
+        shape, inputs, guided = self.manifest.graph_shape, self.inputs, self.manifest.guided
         outputs: tuple[TensorSpec, ...] = (output_spec(self.manifest),)
         if file.role == "step":
-            inputs, outputs = step_specs(inputs, shape, state_size=STATE_SIZE, learned_variance=self.learned)
+            inputs, outputs = step_specs(
+                inputs, shape, state_size=STATE_SIZE, learned_variance=self.learned, guided=guided
+            )
         elif file.role == "sampler" and self.unrolls(file):
             draws = not self.plan.is_deterministic
-            inputs, outputs = unrolled_specs(inputs, shape, rows=len(self.plan), draws_noise=draws, target=file.target)
+            inputs, outputs = unrolled_specs(
+                inputs, shape, rows=len(self.plan), draws_noise=draws, target=file.target, guided=guided
+            )
         elif file.role == "sampler":
-            inputs, outputs = sampler_specs(inputs, shape, learned_variance=self.learned, target=file.target)
+            inputs, outputs = sampler_specs(
+                inputs, shape, learned_variance=self.learned, target=file.target, guided=guided
+            )
         return ModelFile(file.path, file.role, file.precision, file.target, file.opset, inputs, outputs)
 
     @cached_property

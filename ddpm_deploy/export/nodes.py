@@ -18,7 +18,21 @@ from ddpm_deploy.export.anatomy import opset_of
 WEIGHTS = "denoiser/"  # every name of the denoiser gets a prefix: users' graphs may use any name
 MIN_OPSET = 18
 RESERVED = frozenset(
-    {"state", "t", "predict", "clip", "update", "log_variance", "noise", "next_state", "x0", "finite", "x_T", "samples"}
+    {
+        "state",
+        "t",
+        "predict",
+        "clip",
+        "update",
+        "log_variance",
+        "noise",
+        "guidance",
+        "next_state",
+        "x0",
+        "finite",
+        "x_T",
+        "samples",
+    }
 )
 
 

@@ -18,13 +18,23 @@ Shape = Sequence[int | str]
 
 
 def step_specs(
-    inputs: Sequence[TensorSpec], sample_shape: Shape, *, state_size: int, learned_variance: bool
+    inputs: Sequence[TensorSpec],
+    sample_shape: Shape,
+    *,
+    state_size: int,
+    learned_variance: bool,
+    guided: bool = False,
 ) -> tuple[Specs, Specs]:
     """Inputs and outputs of the `step` graph; arguments as in `build_step`."""
     image = (BATCH, *sample_shape)
     state = (BATCH, state_size, *sample_shape)
     taken = (_float("state", state), *_tables(BATCH, state_size, learned_variance), _float("noise", image))
-    return (*taken, *inputs[2:]), (_float("next_state", state), _float("x0", image), _float("finite", (BATCH,)))
+    weight = (_float("guidance", (BATCH,)),) if guided else ()
+    return (*taken, *weight, *inputs[2:]), (
+        _float("next_state", state),
+        _float("x0", image),
+        _float("finite", (BATCH,)),
+    )
 
 
 def sampler_specs(
@@ -34,21 +44,29 @@ def sampler_specs(
     learned_variance: bool,
     target: str,
     state_size: int | None = None,
+    guided: bool = False,
 ) -> tuple[Specs, Specs]:
     """Inputs and outputs of the `sampler` graph; arguments as in `build_sampler`."""
     image = (BATCH, *sample_shape)
     tables = _tables(ROWS, fixed_state(target, state_size), learned_variance)
-    taken = (_float("x_T", image), *tables, _noise(ROWS, sample_shape, target))
+    taken = (_float("x_T", image), *tables, _noise(ROWS, sample_shape, target), *_guidance(ROWS, target, guided))
     return (*taken, *inputs[2:]), (_float("samples", image),)
 
 
 def unrolled_specs(
-    inputs: Sequence[TensorSpec], sample_shape: Shape, *, rows: int, draws_noise: bool, target: str
+    inputs: Sequence[TensorSpec],
+    sample_shape: Shape,
+    *,
+    rows: int,
+    draws_noise: bool,
+    target: str,
+    guided: bool = False,
 ) -> tuple[Specs, Specs]:
     """Inputs and outputs of the unrolled sampler of a plan with so many rows."""
     image = (BATCH, *sample_shape)
     noise = (_noise(rows, sample_shape, target),) if draws_noise else ()
-    return (_float("x_T", image), *noise, *inputs[2:]), (_float("samples", image),)
+    taken = (_float("x_T", image), *noise, *_guidance(rows, target, guided))
+    return (*taken, *inputs[2:]), (_float("samples", image),)
 
 
 def fixed_state(target: str, state_size: int | None) -> int | None:
@@ -68,6 +86,12 @@ def _noise(rows: int | str, sample_shape: Shape, target: str) -> TensorSpec:
     if target in FIXED_STATE:
         return _float("noise", (rows, *image))
     return _float("noise", (rows, *(1 if size == 1 else f"noise_{axis}" for axis, size in enumerate(image))))
+
+
+def _guidance(rows: int | str, target: str, guided: bool) -> Specs:
+    """The weight of each row, and of each sample or of all; of each where the optimiser wants to know."""
+    each = BATCH if target in FIXED_STATE else "guidance_1"
+    return (_float("guidance", (rows, each)),) if guided else ()
 
 
 def _tables(rows: str, state_size: int | None, learned_variance: bool) -> Specs:

@@ -8,7 +8,8 @@ import onnx
 from onnx import helper
 
 from ddpm_deploy.bundle import TensorSpec
-from ddpm_deploy.export.nodes import Nodes, add_weights, check_denoiser, make_model, place, value_infos
+from ddpm_deploy.export.guide import Nulls, predict, steering, weight_of
+from ddpm_deploy.export.nodes import Nodes, add_weights, check_denoiser, make_model, value_infos
 from ddpm_deploy.export.signature import require_target, step_specs
 from ddpm_deploy.export.update import current, next_state, split_tables
 
@@ -23,20 +24,26 @@ def build_step(
     state_size: int,
     learned_variance: bool,
     target: str,
+    nulls: Nulls | None = None,
 ) -> onnx.ModelProto:
     """Build the graph (B samples, each at its own row) whose signature `step_specs` gives.
 
     inputs: of the denoiser: x, t and the conditions. state_size: K, fixed, so that the update is K+3 multiply-adds.
+    nulls: of the conditions that have one; with any, the graph takes `guidance` and evaluates a doubled batch.
     `finite` (B,) float32 is 1 where the raw prediction of a sample is finite, else 0: a clip would hide it.
     """
     require_target(target)
-    taken, given = step_specs(inputs, sample_shape, state_size=state_size, learned_variance=learned_variance)
+    taken, given = step_specs(
+        inputs, sample_shape, state_size=state_size, learned_variance=learned_variance, guided=bool(nulls)
+    )
     check_denoiser(denoiser, inputs, sample_shape, learned_variance)
     rank, nodes = len(sample_shape), Nodes("step")
     tables = {spec.name: spec.name for spec in taken}
     row = split_tables(nodes, tables, lead=1, rank=rank, state_size=state_size)
     x = current(nodes, "state")
-    m = place(nodes, denoiser, {"x": x, "t": "t", **{spec.name: spec.name for spec in inputs[2:]}})
+    weight = weight_of(nodes, "guidance", rank) if nulls else None
+    conditions = steering(nodes, inputs[2:], nulls or {})
+    m = predict(nodes, denoiser, x, "t", conditions, weight, learned_variance=learned_variance)
     state, x0 = next_state(nodes, "state", x, m, "noise", row, state_size)
     _finite(nodes, m, rank)
     nodes("Identity", state, output="next_state")

@@ -10,12 +10,12 @@ import onnx
 from onnx import helper
 
 from ddpm_deploy.bundle import TensorSpec
+from ddpm_deploy.export.guide import Nulls, predict, steering, weight_of
 from ddpm_deploy.export.nodes import (
     Nodes,
     add_weights,
     check_denoiser,
     make_model,
-    place,
     predicts_variance,
     value_infos,
 )
@@ -35,28 +35,37 @@ def build_unrolled(
     sample_shape: Sequence[int | str],
     plan: Plan,
     target: str,
+    nulls: Nulls | None = None,
 ) -> onnx.ModelProto:
     """Build the graph whose signature `unrolled_specs` gives: x_T, noise where the plan draws it, the conditions.
 
-    inputs: of the denoiser: x, t and the conditions. The copies of the denoiser share its weights; the plan's numbers
-    are constants, and zeros are left out.
+    inputs: of the denoiser: x, t and the conditions. nulls: as in `build_step`. The copies of the denoiser share its
+    weights; the plan's numbers are constants, and zeros are left out.
     """
     require_target(target, CAPTURING)
     if len(plan) > MAX_UNROLLED_ROWS:
         raise ValueError(f"plan: got {len(plan)} rows, expected at most {MAX_UNROLLED_ROWS}; use build_sampler")
     taken, given = unrolled_specs(
-        inputs, sample_shape, rows=len(plan), draws_noise=not plan.is_deterministic, target=target
+        inputs,
+        sample_shape,
+        rows=len(plan),
+        draws_noise=not plan.is_deterministic,
+        target=target,
+        guided=bool(nulls),
     )
     learned = predicts_variance(denoiser, sample_shape)
     check_denoiser(denoiser, inputs, sample_shape, learned)
     if plan.log_variance is not None and not learned:
         raise ValueError(f"plan: got {plan.solver!r} with a learned variance, but the denoiser predicts none")
-    nodes, wires = Nodes("sampler"), {spec.name: spec.name for spec in inputs[2:]}
+    nodes, rank = Nodes("sampler"), len(sample_shape)
+    conditions = steering(nodes, inputs[2:], nulls or {})
     state = ["x_T"] * len(plan.state)
     batch = nodes("Shape", "x_T", start=0, end=1)
     for i in range(len(plan)):
         t = nodes("Expand", nodes.number([plan.t[i]]), batch)
-        m = place(nodes, denoiser, {"x": state[0], "t": t, **wires}, activations=f"row{i}/")
+        weight = weight_of(nodes, nodes("Gather", "guidance", nodes.integers(i), axis=0), rank) if nulls else None
+        m = predict(nodes, denoiser, state[0], t, conditions, weight, learned_variance=learned,
+                    activations=f"row{i}/")  # fmt: skip
         state = _advance(nodes, plan, i, state, m, learned)
     nodes("Identity", state[0], output="samples")
     graph = helper.make_graph(nodes.protos, "sampler", value_infos(taken), value_infos(given), nodes.constants)

@@ -104,7 +104,7 @@ def write_config(config: UNetConfig, sample_size: Sequence[int]) -> dict[str, An
         "flip_sin_to_cos": config.flip_sin_to_cos,
         "freq_shift": config.freq_shift,
         "downsample_padding": config.downsample_padding,
-        "num_class_embeds": config.num_classes,
+        "num_class_embeds": config.label_count,
     }
 
 

@@ -30,7 +30,7 @@ class UNet(nn.Module):
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        self.label = None if config.num_classes is None else nn.Embedding(config.num_classes, config.time_channels)
+        self.label = None if config.label_count is None else nn.Embedding(config.label_count, config.time_channels)
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.down, skips = _down_path(config)
         self.middle = _Middle(channels[-1], config)

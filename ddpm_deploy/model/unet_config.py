@@ -21,7 +21,8 @@ class UNetConfig:
     down_attention, up_attention: which levels attend, in the order they are run (`up_attention[0]` is the deepest).
     attention_head_dim: channels of one head; None means one head. downsample_padding: see `Downsample`.
     time_scale: factor on t before its embedding, for models whose time is not 0 ... 999.
-    num_classes: None, or the number of labels that `forward(..., labels=...)` takes.
+    num_classes: None, or the number of labels that `forward(..., labels=...)` takes. null_class: one label more,
+    `num_classes` itself, stands for no label, as guidance needs it.
     """
 
     in_channels: int
@@ -40,6 +41,7 @@ class UNetConfig:
     downsample_padding: int = 0
     time_scale: float = 1.0
     num_classes: int | None = None
+    null_class: bool = False
 
     def __post_init__(self) -> None:
         strict.require_counts(self, "in_channels", "block_out_channels", "norm_groups")
@@ -58,6 +60,8 @@ class UNetConfig:
         self._check_divisions()
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: got {self.dropout}, expected a number in [0, 1)")
+        if self.null_class and self.num_classes is None:
+            raise ValueError("null_class: got true without num_classes, expected the number of labels too")
         if self.downsample_padding not in (0, 1):
             raise ValueError(f"downsample_padding: got {self.downsample_padding}, expected 0 or 1")
 
@@ -83,6 +87,11 @@ class UNetConfig:
     def time_channels(self) -> int:
         """Width of the time embedding."""
         return 4 * self.block_out_channels[0]
+
+    @property
+    def label_count(self) -> int | None:
+        """How many labels are embedded, the one for no label among them; None without classes."""
+        return None if self.num_classes is None else self.num_classes + self.null_class
 
     @property
     def size_multiple(self) -> int:

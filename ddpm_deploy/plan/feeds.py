@@ -50,6 +50,11 @@ def no_noise(plan: Plan, sample_rank: int) -> NDArray[np.float32]:
     return np.zeros((len(plan), 1, *[1] * sample_rank), np.float32)
 
 
+def no_guidance(plan: Plan) -> NDArray[np.float32]:
+    """Weights (N, 1) of 1, which draw by the condition as it is."""
+    return np.ones((len(plan), 1), np.float32)
+
+
 def _padded(plan: Plan, size: int) -> NDArray[np.float64]:
     N, K = plan.update.shape[:2]
     if size < K:

@@ -33,6 +33,7 @@ HELP = {
     "clip_norm": "bound of the gradient's norm, or none",
     "ema_decay": "decay of the averaged weights, which are what gets exported",
     "min_snr_gamma": "bound of min-SNR loss weighting, or none for the paper's simple loss",
+    "condition_dropout": "share of the samples that are shown without their label, which guidance needs",
     "mixed_precision": "precision of the network's inner arithmetic",
     "flip": "mirror half of the pictures",
     "seed": "of the weights, the order of the data, and the noise",
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _option(group, "--data", help="digits, folder:PATH (any images) or cifar10:PATH (folder or .tar.gz)")
     _option(group, "--size", type=int, help="side of the pictures of a folder, in pixels")
     _option(group, "--channels", type=int, choices=(1, 3), help="channels of the pictures of a folder")
+    _option(group, "--labels", action=argparse.BooleanOptionalAction, help="draw by class; in a folder, its subfolders")
     _option(group, "--network", type=Path, metavar="JSON", help='file with {"kind": ..., "config": {...}}')
     _option(group, "--prediction", choices=PREDICTIONS, help="what the network predicts")
     _option(group, "--schedule", choices=SCHEDULES, help="noise schedule")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ def train(
     network: any module with `forward(x (B, *S), t (B,), **condition) -> (B, *S)`. One of the package's own, or any
     with a `spec()` that `build_network` understands, can later be loaded from the folder alone.
     dataset: an array (N, *S), anything indexable with a length that gives x (*S) or (x, dict of condition tensors),
-    or a `Data`, which also knows clip and output. output: from the network's range to the user's units; by default
-    they are the data set's. clip, prediction, variance, defaults: as in `Description`.
-    resume, stop: see `Trainer.fit`. accelerator: one of your own, or else one is made for this call.
+    or a `Data`, which also knows clip and output, and classes and nulls of the conditions. output: from the network's
+    range to the user's units; by default they are the data set's. clip, prediction, variance, defaults: as in
+    `Description`. resume, stop: see `Trainer.fit`. accelerator: one of your own, or else one is made for this call.
     """
     data = as_data(dataset, clip, output)
     description = Description(
@@ -63,7 +64,7 @@ def train(
         clip=data.clip,
         sample_shape=data.sample_shape,
         output=data.output,
-        conditions=find_conditions(data.dataset),
+        conditions=find_conditions(data),
         defaults=defaults or Defaults("unipc", min(DEFAULT_STEPS, schedule.T), "trailing"),
         data=data.name,
         training=config or TrainConfig(),
@@ -97,7 +98,7 @@ def run_trainer(
 def as_data(dataset: Any, clip: tuple[float, float] | None = None, output: OutputAffine | None = None) -> Data:
     """Describe what the caller gave as data set."""
     if isinstance(dataset, Data):
-        return Data(dataset.name, dataset.dataset, dataset.sample_shape, output or dataset.output, clip or dataset.clip)
+        return replace(dataset, output=output or dataset.output, clip=clip or dataset.clip)
     if isinstance(dataset, np.ndarray):
         dataset = torch.from_numpy(dataset)
     if len(dataset) == 0:
@@ -113,10 +114,19 @@ def spec_of(network: nn.Module) -> dict[str, Any] | None:
     return spec() if callable(spec) else None
 
 
-def find_conditions(dataset: Any) -> tuple[Condition, ...]:
-    """The condition tensors that come with the samples."""
-    condition = Batches(dataset, 1, 0).first(1)[1]
-    return tuple(
-        Condition(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
-        for name, value in condition.items()
-    )
+def find_conditions(data: Data) -> tuple[Condition, ...]:
+    """The condition tensors that come with the samples, with what the data set says of them."""
+    tensors = Batches(data.dataset, 1, 0).first(1)[1]
+    found = {
+        name: Condition(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+        for name, value in tensors.items()
+    }
+    for said in data.conditions:
+        if found.get(said.name) != replace(said, classes=None, null=None):
+            got = f"{said.dtype} {said.shape}"
+            raise ValueError(f"conditions: {said.name}: got {got}, but the samples come with {_brief(found)}")
+    return tuple({**found, **{said.name: said for said in data.conditions}}.values())
+
+
+def _brief(conditions: Mapping[str, Condition]) -> str:
+    return ", ".join(f"{c.name} of {c.dtype} {c.shape}" for c in conditions.values()) or "none"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ddpm_deploy.errors import TrainingError
 
 TRAIN_NAMES = tuple(f"data_batch_{i}" for i in range(1, 6))
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PIXELS = 3 * 32 * 32
 MAX_BATCH_BYTES = 64 * 2**20  # the real files have 31 MB
 ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -23,20 +24,24 @@ UINT8_CODES = ("u1", b"u1", "uint8", b"uint8")
 UINT8_STATES = tuple((order, None, None, None, -1, -1, 0) for order in ("|", b"|"))  # after the format's version
 
 
-def read_cifar10(path: Path) -> NDArray[np.uint8]:
-    """The training pictures, (N, 3, 32, 32).
+Pair = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def read_cifar10(path: Path) -> Pair:
+    """The training pictures, (N, 3, 32, 32), and their labels (N,), of `CLASSES`.
 
     path: the folder `cifar-10-batches-py`, one that holds it, or the downloaded `.tar.gz`, with all five batches.
     """
-    batches: dict[str, NDArray[np.uint8]] = {}
+    batches: dict[str, Pair] = {}
     for batch, where, data in _files(path):
         if batch in batches:
             raise TrainingError(f"{path}: holds {batch} twice, expected each batch once; download it again")
-        batches[batch] = _pixels(data, where)
+        batches[batch] = _read(data, where)
     missing = [name for name in TRAIN_NAMES if name not in batches]
     if missing:
         raise TrainingError(f"{path}: holds no {', '.join(missing)}; give all of CIFAR-10's training files")
-    return np.concatenate([batches[name] for name in TRAIN_NAMES])
+    pixels, labels = zip(*(batches[name] for name in TRAIN_NAMES), strict=True)
+    return np.concatenate(pixels), np.concatenate(labels)
 
 
 def _files(path: Path) -> Iterator[tuple[str, str, bytes]]:
@@ -66,19 +71,27 @@ def _limited(stream: Any, name: str) -> bytes:
     return data
 
 
-def _pixels(data: bytes, name: str) -> NDArray[np.uint8]:
+def _read(data: bytes, name: str) -> Pair:
     try:
         batch = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
     except TrainingError as error:
         raise TrainingError(f"{name}: {error}") from None
     except Exception as error:  # a broken pickle may raise anything
         raise TrainingError(f"{name}: is no file of CIFAR-10 ({error}); download it again") from None
-    array = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
+    array, labels = (_member(batch, key) for key in ("data", "labels"))
     if not isinstance(array, _Array) or array.shape[1:] != (PIXELS,):
         raise TrainingError(f"{name}: expected 'data', (N, {PIXELS}) of uint8; download it again")
+    whole = isinstance(labels, list) and all(type(label) is int and 0 <= label < len(CLASSES) for label in labels)
+    if not whole or len(labels) != array.shape[0]:
+        raise TrainingError(f"{name}: expected 'labels', a list of {array.shape[0]} of 0 to 9; download it again")
     order: Literal["C", "F"] = "F" if array.fortran else "C"
     pixels = np.frombuffer(array.raw, np.uint8).reshape(array.shape, order=order)
-    return np.ascontiguousarray(pixels).reshape(-1, 3, 32, 32)
+    return np.ascontiguousarray(pixels).reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+
+
+def _member(batch: Any, key: str) -> Any:
+    """A member of the batch, whose keys are texts or bytes."""
+    return batch.get(key.encode(), batch.get(key)) if isinstance(batch, dict) else None
 
 
 class _ArraysOnly(pickle.Unpickler):

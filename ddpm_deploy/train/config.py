@@ -22,6 +22,7 @@ class TrainConfig:
     batch_size: over all processes together. warmup_steps: of a linear rise of the learning rate. lr_schedule: what
     follows, constant or half a cosine down to 0 at the last step. clip_norm: bound of the gradient's norm, or None.
     min_snr_gamma: None for L_simple, or the bound of min-SNR weighting. flip: mirror half of the pictures.
+    condition_dropout: share of the samples whose conditions are dropped, for those conditions that have a null.
     keep: checkpoints kept. The *_every settings count steps. sample_every: 0 draws no samples. workers: processes
     that read data. tensorboard: write event files beside metrics.csv.
     """
@@ -36,6 +37,7 @@ class TrainConfig:
     clip_norm: float | None = 1.0
     ema_decay: float = 0.999
     min_snr_gamma: float | None = None
+    condition_dropout: float = 0.1
     mixed_precision: str = "no"
     flip: bool = False
     seed: int = 0
@@ -61,6 +63,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: got {value}, expected a number above 0")
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"condition_dropout: got {self.condition_dropout}, expected a number in [0, 1]")
         choices = {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES, "mixed_precision": MIXED_PRECISIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

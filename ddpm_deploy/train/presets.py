@@ -33,6 +33,7 @@ class Preset:
     schedule: str = "linear"
     T: int = 1000
     prediction: str = "eps"
+    labels: bool = False
 
 
 PRESETS: dict[str, Preset] = {
@@ -54,6 +55,7 @@ PRESETS: dict[str, Preset] = {
             sample_every=350,
         ),
         defaults=Defaults("unipc", 12, "trailing"),
+        labels=True,
     ),
     "cifar10": Preset(
         summary="CIFAR-10 as in the DDPM paper, for a GPU",

@@ -17,7 +17,7 @@ from ddpm_deploy.model import UNet, build_network
 from ddpm_deploy.train.api import find_conditions, spec_of
 from ddpm_deploy.train.batches import stream_seed
 from ddpm_deploy.train.config import TrainConfig
-from ddpm_deploy.train.data import Data, load_data
+from ddpm_deploy.train.data import LABELS, Data, load_data
 from ddpm_deploy.train.presets import SCHEDULES, Preset
 from ddpm_deploy.train.runs import Description, read_description
 
@@ -36,7 +36,8 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
         for option in sorted({"size", "channels"} & set(given)):
             raise ValueError(f"{option}: is for folders of images, {name} has its own; leave --{option} out")
     channels = given.get("channels", preset.network.in_channels)
-    data = load_data(name, size=given.get("size", preset.size), channels=channels)
+    labels = given.get("labels", preset.labels)
+    data = load_data(name, size=given.get("size", preset.size), channels=channels, labels=labels)
     with _seeded_weights(config.seed):
         network = _network(preset, data, given.get("network"))
     description = Description(
@@ -48,7 +49,7 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
         clip=data.clip,
         sample_shape=data.sample_shape,
         output=data.output,
-        conditions=find_conditions(data.dataset),
+        conditions=find_conditions(data),
         defaults=preset.defaults,
         data=name,
         training=config,
@@ -70,7 +71,8 @@ def resumed_run(out: Path, given: Mapping[str, Any]) -> Parts:
     shape = description.sample_shape
     if not description.data.startswith(("digits", "folder:", "cifar10:")):
         raise TrainingError(f"{out}: was trained on data of your own; resume it with ddpm_deploy.train.train")
-    data = load_data(description.data, size=shape[-1], channels=shape[0])
+    labels = LABELS in [condition.name for condition in description.conditions]
+    data = load_data(description.data, size=shape[-1], channels=shape[0], labels=labels)
     training = replace(description.training, **given)
     with _seeded_weights(training.seed):  # they count where the run has no checkpoint yet
         network = build_network(description.spec)
@@ -87,8 +89,14 @@ def _seeded_weights(seed: int) -> Iterator[None]:
 
 def _network(preset: Preset, data: Data, file: Path | None) -> nn.Module:
     if file is None:
-        return UNet(replace(preset.network, in_channels=data.sample_shape[0]))
+        return UNet(replace(preset.network, in_channels=data.sample_shape[0], **_classes(data)))
     try:
         return build_network(json.loads(file.read_bytes()))
     except (TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file}: {error}; expected a network's kind and config as JSON") from None
+
+
+def _classes(data: Data) -> dict[str, Any]:
+    """The labels that a U-Net has to take for this data."""
+    known = [condition for condition in data.conditions if condition.name == LABELS]
+    return {"num_classes": len(known[0].classes or ()), "null_class": True} if known else {}

@@ -26,6 +26,7 @@ from ddpm_deploy.train.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
+from ddpm_deploy.train.dropout import drop_conditions
 from ddpm_deploy.train.ema import EMA
 from ddpm_deploy.train.loss import Objective
 from ddpm_deploy.train.metrics import Metrics, Window
@@ -113,7 +114,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         x0, condition = self._to_device(batch)
-        t, eps, x0 = self._draw(x0)
+        t, eps, x0, dropped = self._draw(x0)
+        condition = drop_conditions(condition, self.description.conditions, dropped)
         self._seed_dropout()
         loss = self.objective(self.model, x0, t, eps, condition)
         self.accelerator.backward(loss)
@@ -129,8 +131,8 @@ class Trainer:
         moved = {name: value.to(self.device, non_blocking=True) for name, value in condition.items()}
         return x0.to(self.device, non_blocking=True), moved
 
-    def _draw(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """t, eps, and x0 perhaps mirrored: this process's share of what is drawn for the whole batch.
+    def _draw(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """t, eps, x0 perhaps mirrored, and whose conditions to drop: this process's share of the whole batch's.
 
         So the number of processes does not change what is learned.
         """
@@ -142,7 +144,8 @@ class Trainer:
         if self.config.flip:
             mirrored = torch.rand(total, generator=self.random, device=self.device)[mine] < 0.5
             x0 = torch.where(mirrored.reshape(-1, *[1] * (x0.ndim - 1)), x0.flip(-1), x0)
-        return t, eps, x0
+        dropped = torch.rand(total, generator=self.random, device=self.device)[mine] < self.config.condition_dropout
+        return t, eps, x0, dropped
 
     def _seed_dropout(self) -> None:
         """Seed torch's own generator of this device; `torch.manual_seed` would queue a call for every other device."""

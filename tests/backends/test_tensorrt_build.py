@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,12 +66,15 @@ def denoisers(model: bytes) -> dict[str, Any]:
     return {"fp32": graph, **halves, "int8": quantise(graph, feeds, symmetric=True)}
 
 
-def graph_of(role: str, denoiser: Any, target: str = "tensorrt") -> tuple[bytes, tuple[TensorSpec, ...]]:
+def graph_of(
+    role: str, denoiser: Any, target: str = "tensorrt", **options: Any
+) -> tuple[bytes, tuple[TensorSpec, ...]]:
     """The graph of a role around a denoiser, and its inputs."""
     from ddpm_deploy.export.sampler_graph import build_sampler
     from ddpm_deploy.export.step import build_step
 
     arguments: dict[str, Any] = {"inputs": (X, T), "sample_shape": SHAPE, "learned_variance": False, "target": target}
+    arguments |= options
     if role == "step":
         made = build_step(denoiser, **arguments, state_size=5)
     elif role == "sampler":
@@ -82,7 +86,8 @@ def graph_of(role: str, denoiser: Any, target: str = "tensorrt") -> tuple[bytes,
 
 def spec_of(value: Any) -> TensorSpec:
     axes = value.type.tensor_type.shape.dim
-    return TensorSpec(value.name, tuple(axis.dim_param or axis.dim_value for axis in axes), "float32")
+    dtype = "int64" if value.name == "labels" else "float32"
+    return TensorSpec(value.name, tuple(axis.dim_param or axis.dim_value for axis in axes), dtype)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
@@ -101,6 +106,22 @@ def test_every_graph_builds_in_every_precision(
     if precision != "fp32":
         with pytest.raises(BackendError, match="expected all in fp32; the file is no fp32 graph"):
             build_engine(rtx, graph, inputs, BuildSettings(), precision="fp32")
+
+
+@pytest.mark.parametrize(("role", "target"), [("step", "tensorrt"), ("sampler", "tensorrt"), ("sampler", "onnx")])
+def test_guided_graphs_build(rtx: Adapter, guided_bundle: Path, role: str, target: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    bundle = read_bundle(guided_bundle)
+    denoiser = onnx.load(guided_bundle / "denoiser.fp32.onnx")
+    inputs = bundle.manifest.files[0].inputs
+    graph, taken = graph_of(role, denoiser, target, inputs=inputs, sample_shape=(3, 8, 8), nulls={"labels": 3})
+    assert "guidance" in [spec.name for spec in taken]
+    settings = BuildSettings(batches=(2,), rows=(1, 4, 20), state_size=(1, 2, 5))
+    built = build_engine(rtx, graph, taken, settings, precision="fp32")
+    assert ("loop_output" in built.layers) == (role == "sampler")
+    (profile,) = built.profiles
+    each = {"step": ((1,), (2,), (2,)), "tensorrt": ((1, 1), (4, 2), (20, 2)), "onnx": ((1, 1), (4, 2), (20, 2))}
+    assert profile["guidance"] == each[role if role == "step" else target]
 
 
 def test_portable_sampler_with_a_free_state_builds_too(rtx: Adapter, denoisers: dict[str, Any]) -> None:

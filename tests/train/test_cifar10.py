@@ -66,7 +66,7 @@ def test_a_folder_of_batches_is_read_in_order_without_the_test_batch(tmp_path: P
     batches = {name: dump(some_pixels(i)) for i, name in enumerate((*TRAIN_NAMES, "test_batch"))}
     write_folder(tmp_path / inner, batches)
     expected = np.concatenate([some_pixels(i) for i in range(5)]).reshape(-1, 3, 32, 32)
-    np.testing.assert_array_equal(read_cifar10(tmp_path), expected)
+    np.testing.assert_array_equal(read_cifar10(tmp_path)[0], expected)
 
 
 def test_the_archive_is_read_without_unpacking(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_archive_is_read_without_unpacking(tmp_path: Path) -> None:
         for i, name in reversed(list(enumerate((*TRAIN_NAMES, "batches.meta")))):
             add_member(archive, name, python2_pickle(some_pixels(i)))
     expected = np.concatenate([some_pixels(i) for i in range(5)]).reshape(-1, 3, 32, 32)
-    np.testing.assert_array_equal(read_cifar10(path), expected)
+    np.testing.assert_array_equal(read_cifar10(path)[0], expected)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -102,12 +102,12 @@ def test_an_archive_with_a_batch_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["data", b"data"])
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_arrays_in_column_order_and_of_either_numpy_are_read(tmp_path: Path, key: Any, protocol: int) -> None:
-    data = pickle.dumps({key: np.asfortranarray(some_pixels(0))}, protocol=protocol)
+    data = pickle.dumps({key: np.asfortranarray(some_pixels(0)), b"labels": [0, 1, 2]}, protocol=protocol)
     if protocol == 2:  # where names are lines of text, and may change their length
         data = data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
         assert b"numpy.core" in data
     write_folder(tmp_path, dict.fromkeys(TRAIN_NAMES, data))
-    np.testing.assert_array_equal(read_cifar10(tmp_path)[:3], some_pixels(0).reshape(-1, 3, 32, 32))
+    np.testing.assert_array_equal(read_cifar10(tmp_path)[0][:3], some_pixels(0).reshape(-1, 3, 32, 32))
 
 
 def test_pixels_reach_the_network_in_range(tmp_path: Path) -> None:
@@ -116,6 +116,15 @@ def test_pixels_reach_the_network_in_range(tmp_path: Path) -> None:
     sample = data.dataset[1]
     assert (data.sample_shape, tuple(sample.shape)) == ((3, 32, 32), (3, 32, 32))
     np.testing.assert_allclose(sample.numpy().reshape(-1), some_pixels(0)[1] / 127.5 - 1, atol=1e-6)
+
+
+def test_labels_come_with_their_names_when_they_are_asked_for(tmp_path: Path) -> None:
+    write_folder(tmp_path, dict.fromkeys(TRAIN_NAMES, python2_pickle(some_pixels(0))))
+    data = load_data(f"cifar10:{tmp_path}", labels=True)
+    (condition,) = data.conditions
+    assert (condition.classes[0], condition.classes[9], condition.null) == ("airplane", "truck", 10)
+    x, given = data.dataset[4]
+    assert (tuple(x.shape), given["labels"].item()) == ((3, 32, 32), 1)
 
 
 class Malicious:
@@ -190,6 +199,10 @@ def test_a_pickle_that_forges_an_array_is_refused_without_a_crash(tmp_path: Path
         pickle.dumps({b"labels": [0]}),
         pickle.dumps({b"data": np.zeros((2, 3072))}, protocol=2),
         pickle.dumps({b"data": np.zeros((2, 100), np.uint8)}, protocol=2),
+        pickle.dumps({b"data": some_pixels(0)}, protocol=2),
+        pickle.dumps({b"data": some_pixels(0), b"labels": [0, 1]}, protocol=2),
+        pickle.dumps({b"data": some_pixels(0), b"labels": [0, 1, 10]}, protocol=2),
+        pickle.dumps({b"data": some_pixels(0), b"labels": [0, 1, True]}, protocol=2),
     ],
 )
 def test_a_file_that_is_no_batch_is_named(tmp_path: Path, data: bytes) -> None:

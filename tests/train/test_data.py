@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from ddpm_deploy.bundle import Condition
 from ddpm_deploy.errors import TrainingError
 from ddpm_deploy.train import digits_arrays, load_data
 from ddpm_deploy.train.batches import Batches
@@ -34,6 +35,28 @@ def test_digits_for_training_are_the_training_half() -> None:
     assert (data.sample_shape, data.clip) == ((1, 8, 8), (-1.0, 1.0))
     np.testing.assert_array_equal(Batches(data.dataset, 1, 0).first(1437)[0].numpy(), digits_arrays()[0])
     assert torch.equal(data.dataset[5], data.dataset.__getitems__([5])[0])
+
+
+def test_labels_come_with_the_digits_when_they_are_asked_for() -> None:
+    data = load_data("digits", labels=True)
+    assert data.conditions == (Condition("labels", (), "int64", tuple("0123456789"), 10),)
+    x, condition = Batches(data.dataset, 1, 0).first(1437)
+    np.testing.assert_array_equal(x.numpy(), digits_arrays()[0])
+    np.testing.assert_array_equal(condition["labels"].numpy(), digits_arrays()[1])
+    assert load_data("digits").conditions == ()
+
+
+def test_the_subfolders_of_a_folder_name_its_classes(tmp_path: Path) -> None:
+    for name, grey in (("dog/old/a.png", 255), ("cat/b.png", 0), ("dog/c.png", 255)):
+        picture(tmp_path / name, "L", (4, 4), grey)
+    data = load_data(f"folder:{tmp_path}", size=4, channels=1, labels=True)
+    assert data.conditions == (Condition("labels", (), "int64", ("cat", "dog"), 2),)
+    x, condition = Batches(data.dataset, 1, 0).first(3)
+    assert condition["labels"].tolist() == [0, 1, 1]
+    assert x[:, 0, 0, 0].tolist() == [-1, 1, 1]
+    picture(tmp_path / "stray.png", "L", (4, 4), 0)
+    with pytest.raises(TrainingError, match=r"stray.png: has no label, expected it in a subfolder"):
+        load_data(f"folder:{tmp_path}", size=4, channels=1, labels=True)
 
 
 def test_output_units_of_pictures_are_intensity() -> None:

@@ -98,10 +98,12 @@ KERNEL ddpm_start(float *state, const float *x_T, const u64 *seeds, const u64 *s
 }
 
 /* Everything that a row gives to the network and its update: the row's coefficients for each sample, and noise z (B, n)
-   where it is not null: zeros for a row that draws none. Outputs that are null are left out. */
+   where it is not null: zeros for a row that draws none. Outputs that are null are left out. weight: of each sample's
+   guidance, which counts in the rows whose `guided` is not 0 and is 1 in the others. */
 KERNEL ddpm_begin_row(int *counter, const float *t, const float *predict, const float *clip, const float *update,
                       const float *log_variance, float *t_out, float *predict_out, float *clip_out, float *update_out,
-                      float *log_variance_out, float *z, const u64 *seeds, const u64 *samples, i64 B, i64 n, i64 K)
+                      float *log_variance_out, const float *guided, const float *weight, float *weight_out, float *z,
+                      const u64 *seeds, const u64 *samples, i64 B, i64 n, i64 K)
 {
     const i64 row = counter[0], width = K * (K + 3), blocks = z ? blocks_of(n) : 0;
     const i64 each = blocks > width ? blocks : width;
@@ -112,6 +114,7 @@ KERNEL ddpm_begin_row(int *counter, const float *t, const float *predict, const 
         const i64 b = i / each, p = i % each;
         if (i == 0) counter[1] = (int)row;
         if (p == 0) t_out[b] = t[row];
+        if (p == 0 && weight_out) weight_out[b] = guided[row] != 0.0f ? weight[b] : 1.0f;
         if (p < 2 && predict_out) predict_out[2 * b + p] = predict[2 * row + p];
         if (p < 2 && clip_out) clip_out[2 * b + p] = clip[2 * row + p];
         if (p < 2 && log_variance_out) log_variance_out[2 * b + p] = log_variance[2 * row + p];

@@ -33,8 +33,10 @@ class Draw:
     """A batch to be drawn.
 
     tables: float32 `t` (N,), `predict` (N, 2), `clip` (N, 2), `update` (N, K, K+3), and `log_variance` (N, 2) where the
-    plan uses a learned variance. draws: whether any row draws noise, which is that of (seed, sample, row).
-    samples: the index of each. x_T: (n, *S), or None for the seed's own. condition: (n, ...) each.
+    plan uses a learned variance; with guidance `guided` (N,), 1 in the rows where it counts, else 0. draws: whether any
+    row draws noise, which is that of (seed, sample, row).
+    samples: the index of each. x_T: (n, *S), or None for the seed's own. condition: (n, ...) each. guidance: float32
+    weights (n,), or None for an evaluation by the conditions as they are.
     """
 
     tables: Mapping[str, NDArray[np.float32]]
@@ -44,6 +46,7 @@ class Draw:
     shape: tuple[int, ...]
     x_T: NDArray[np.float32] | None  # noqa: N815
     condition: Mapping[str, Array]
+    guidance: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Key:
     draws: bool
     learned: bool
     given: bool
+    guided: bool
     condition: tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
@@ -65,13 +69,15 @@ class Evaluator(Protocol):
 
     name: of the backend. fuses: whether its graph is a `step`, which applies the row and says what is finite; otherwise
     it gives the network's output and kernels.c applies the row. state_size: K of a step graph, None without one.
-    learned: whether the network predicts its variance.
+    learned: whether the network predicts its variance. weighs: whether its graph takes weights of guidance in every
+    evaluation; otherwise it doubles the batch only for a key that is guided.
     """
 
     name: str
     fuses: bool
     state_size: int | None
     learned: bool
+    weighs: bool
 
     def layout(self, key: Key) -> Mapping[str, tuple[Any, tuple[int, ...]]]:
         """Buffers that it needs beside the loop's own."""
@@ -137,6 +143,8 @@ class Bucket:
         write("samples_index", _padded(np.asarray(draw.samples, np.uint64), batch))
         if draw.x_T is not None:
             write("x_T", _padded(draw.x_T, batch))
+        if draw.guidance is not None:
+            write("guidance", _padded(draw.guidance, batch))
         for name, array in draw.condition.items():
             write(CONDITION + name, _padded(array, batch))
 
@@ -169,8 +177,8 @@ class Bucket:
         names = ("t", "predict", "clip", "update", "log_variance")
         self._device.launch(
             "ddpm_begin_row", work, at("counter"), *map(at, names), *(at(f"row_{name}") for name in names),
-            at("noise") if key.draws else None, at("seeds"), at("samples_index"), key.batch, self._numbers,
-            key.state_size,
+            at("guided"), at("guidance"), at("row_guidance"), at("noise") if key.draws else None, at("seeds"),
+            at("samples_index"), key.batch, self._numbers, key.state_size,
         )  # fmt: skip
 
     def _end_row(self) -> None:
@@ -290,6 +298,8 @@ def _layout(key: Key, evaluator: Evaluator) -> dict[str, tuple[Any, tuple[int, .
         layout["log_variance"] = (np.float32, (N, 2))
     if key.given:
         layout["x_T"] = (np.float32, image)
+    if key.guided:
+        layout |= {"guided": (np.float32, (N,)), "guidance": (np.float32, (B,)), "row_guidance": (np.float32, (B,))}
     if key.draws or evaluator.fuses:
         layout["noise"] = (np.float32, image)
     if evaluator.fuses:
@@ -313,6 +323,7 @@ def _key(draw: Draw, size: int, evaluator: Evaluator) -> Key:
         draws=draw.draws,
         learned="log_variance" in draw.tables,
         given=draw.x_T is not None,
+        guided=draw.guidance is not None,
         condition=tuple((name, str(array.dtype), array.shape[1:]) for name, array in sorted(draw.condition.items())),
     )
 
@@ -326,6 +337,7 @@ def _part(draw: Draw, chunk: slice) -> Draw:
         shape=draw.shape,
         x_T=None if draw.x_T is None else draw.x_T[chunk],
         condition={name: array[chunk] for name, array in draw.condition.items()},
+        guidance=None if draw.guidance is None else draw.guidance[chunk],
     )
 
 

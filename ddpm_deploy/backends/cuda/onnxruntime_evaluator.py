@@ -39,7 +39,8 @@ class OnnxRuntimeEvaluator:
         if not isinstance(size, int):
             raise BackendError(f"onnxruntime: the step graph leaves its state free: {state.shape}; export it again")
         self.state_size: int | None = size
-        self.learned = any(spec.name == "log_variance" for spec in inputs)
+        names = {spec.name for spec in inputs}
+        self.learned, self.weighs = "log_variance" in names, "guidance" in names
 
     def layout(self, key: Key) -> Mapping[str, tuple[Any, tuple[int, ...]]]:
         """Nothing beside the loop's own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ddpm_deploy.backends.cuda.loop import CONDITION
 
 STATES = ("state", "next_state")
-ROW = ("t", "predict", "clip", "update", "log_variance")
+ROW = ("t", "predict", "clip", "update", "log_variance", "guidance")
 
 
 def input_buffer(name: str, source: int) -> str:

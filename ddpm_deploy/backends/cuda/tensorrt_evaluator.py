@@ -37,7 +37,7 @@ class TensorRtEvaluator:
             shape = self._specs["state"].shape
             raise BackendError(f"{engine.title}: the step graph leaves its state free: {shape}; export it again")
         self.state_size: int | None = size
-        self.learned = "log_variance" in self._specs
+        self.learned, self.weighs = "log_variance" in self._specs, "guidance" in self._specs
         self._is_capturable = True
 
     def layout(self, key: Key) -> Mapping[str, tuple[Any, tuple[int, ...]]]:

@@ -19,17 +19,26 @@ from ddpm_deploy.backends.torch import tf32
 class TorchEvaluator:
     """A module `module(x, t, **condition) -> tensor` on the loop's device; autocast gives it its precision.
 
-    autocast: the type to compute in, None for float32. learned: whether it predicts its variance.
+    autocast: the type to compute in, None for float32. learned: whether it predicts its variance. nulls: of the
+    conditions that have one, for guidance.
     """
 
     name = "torch"
     fuses = False
     state_size: int | None = None
+    weighs = False
 
     def __init__(
-        self, module: nn.Module, *, autocast: torch.dtype | None, allow_tf32: bool = False, learned: bool
+        self,
+        module: nn.Module,
+        *,
+        autocast: torch.dtype | None,
+        allow_tf32: bool = False,
+        learned: bool,
+        nulls: Mapping[str, float] | None = None,
     ) -> None:
         self._module: nn.Module | None = module
+        self._nulls = nulls or {}
         self._autocast, self._allow_tf32, self.learned = autocast, allow_tf32, learned
 
     def layout(self, key: Key) -> Mapping[str, tuple[Any, tuple[int, ...]]]:
@@ -44,6 +53,8 @@ class TorchEvaluator:
         x = tensor_at(buffers["state"], device)[0]
         t, prediction = (tensor_at(buffers[name], device) for name in ("row_t", "prediction"))
         condition = {name: tensor_at(buffers[CONDITION + name], device) for name, _, _ in key.condition}
+        weight = tensor_at(buffers["row_guidance"], device) if key.guided else None
+        channels = key.shape[0]
 
         def evaluate(source: int) -> None:
             enabled = self._autocast is not None
@@ -54,9 +65,19 @@ class TorchEvaluator:
                 torch.no_grad(),
                 torch.autocast(x.device.type, dtype=self._autocast, enabled=enabled, cache_enabled=False),
             ):
-                prediction.copy_(module(x, t, **condition))
+                if weight is None:
+                    prediction.copy_(module(x, t, **condition))
+                else:
+                    both = {name: self._with_null(name, value) for name, value in condition.items()}
+                    toward, away = module(torch.cat([x, x]), torch.cat([t, t]), **both).float().chunk(2)
+                    prediction.copy_(_blend(toward, away, weight, channels))
 
         return evaluate
+
+    def _with_null(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """The condition of both halves in one batch."""
+        null = self._nulls.get(name)
+        return torch.cat([value, value if null is None else torch.full_like(value, null)])
 
     def capture(self, device: Device, enqueue: Callable[[], None]) -> Callable[[], None] | None:
         """By torch itself, whose allocator has to know; on a host nothing is captured."""
@@ -75,6 +96,15 @@ class TorchEvaluator:
     def close(self) -> None:
         """Let go of the network."""
         self._module = None
+
+
+def _blend(toward: torch.Tensor, away: torch.Tensor, weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """As `guidance.blend`, on the device."""
+    weight = weight.reshape(-1, *[1] * (toward.ndim - 1))
+    halves = []
+    for w, part in ((weight, slice(0, channels)), (weight.clamp(0, 1), slice(channels, None))):
+        halves.append(w * toward[:, part] + (1 - w) * away[:, part])
+    return torch.cat(halves, dim=1)
 
 
 def compiled(module: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
 
 BATCH, ROWS, STATE, COLUMNS = "B", "N", "K", "K_plus_3"
+WEIGHTS = "guidance_1"  # of guidance after its rows: one for all, or one for each sample
 EXTRA_COLUMNS = 3  # an update row has columns for the K state images, d, m and z
 
 
@@ -50,7 +51,7 @@ def _known_axes(inputs: Sequence[TensorSpec], settings: BuildSettings, batch: Ra
     least, tuned, most = (size + EXTRA_COLUMNS for size in settings.state_size)
     columns = {STATE: settings.state_size, COLUMNS: (least, tuned, most)}
     axes = {**dict(settings.axes), BATCH: batch, ROWS: settings.rows, **columns}
-    return axes | _noise_axes(inputs, axes)
+    return axes | _noise_axes(inputs, axes) | {WEIGHTS: (1, *batch[1:])}
 
 
 def _noise_axes(inputs: Sequence[TensorSpec], axes: Mapping[str, Range]) -> dict[str, Range]:

@@ -21,24 +21,33 @@ KINDS = ("torch", "onnxruntime")
 @pytest.fixture(scope="session")
 def stepped(tmp_path_factory: pytest.TempPathFactory, labelled_bundle: Path) -> Bundle:
     """The bundle with three classes, and a `step` graph made of its denoiser."""
+    return with_step(labelled_bundle, tmp_path_factory.mktemp("stepped") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def guided(tmp_path_factory: pytest.TempPathFactory, guided_bundle: Path) -> Bundle:
+    """The same with a null class, so that the graph takes weights."""
+    return with_step(guided_bundle, tmp_path_factory.mktemp("guided") / "bundle")
+
+
+def with_step(source: Path, out: Path) -> Bundle:
     import onnx
 
     from ddpm_deploy.export.signature import step_specs
     from ddpm_deploy.export.step import build_step
     from ddpm_deploy.plan.feeds import STATE_SIZE
 
-    bundle, shape = read_bundle(labelled_bundle), (3, 8, 8)
+    bundle, shape = read_bundle(source), (3, 8, 8)
     settings = {"sample_shape": shape, "state_size": STATE_SIZE, "learned_variance": False}
     inputs = bundle.manifest.files[0].inputs
-    graph = build_step(
-        onnx.load(labelled_bundle / "denoiser.fp32.onnx"), inputs=inputs, target="onnxruntime-cuda", **settings
-    )
-    taken, given = step_specs(inputs, shape, state_size=STATE_SIZE, learned_variance=False)
+    denoiser, manifest = onnx.load(source / "denoiser.fp32.onnx"), bundle.manifest
+    graph = build_step(denoiser, inputs=inputs, target="onnxruntime-cuda", nulls=manifest.nulls, **settings)
+    taken, given = step_specs(inputs, shape, state_size=STATE_SIZE, learned_variance=False, guided=manifest.guided)
     file = ModelFile("step.fp32.onnx", "step", "fp32", "onnx", 20, taken, given)
-    manifest = replace(bundle.manifest, files=(*bundle.manifest.files, file))
-    contents = {f.path: (labelled_bundle / f.path).read_bytes() for f in bundle.manifest.files}
-    out = tmp_path_factory.mktemp("stepped") / "bundle"
-    write_bundle(out, manifest, {**contents, file.path: graph.SerializeToString()})
+    contents = {f.path: (source / f.path).read_bytes() for f in manifest.files}
+    write_bundle(
+        out, replace(manifest, files=(*manifest.files, file)), contents | {file.path: graph.SerializeToString()}
+    )
     return read_bundle(out)
 
 
@@ -48,7 +57,8 @@ def make_evaluator(kind: str, bundle: Bundle, device: Any) -> Evaluator:
     from ddpm_deploy.backends.cuda.torch_evaluator import TorchEvaluator
 
     network: Any = open_backend("torch", bundle, threads=1)
-    return TorchEvaluator(network._runtime, autocast=None, learned=bundle.manifest.variance == "learned")
+    learned, nulls = bundle.manifest.variance == "learned", bundle.manifest.nulls
+    return TorchEvaluator(network._runtime, autocast=None, learned=learned, nulls=nulls)
 
 
 @pytest.fixture(params=KINDS)

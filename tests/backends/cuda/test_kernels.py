@@ -73,8 +73,9 @@ def begin(plan: Plan, row: int, B: int, n: int, **outputs: np.ndarray) -> np.nda
     counter = np.array([row, -1], np.int32)
     seeds, samples = np.full(B, 5, np.uint64), np.arange(B, dtype=np.uint64)
     names = ("t", "predict", "clip", "update", "log_variance")
+    weights = (outputs.get(name) for name in ("guided", "weight", "row_weight"))
     call("ddpm_begin_row", counter, *(tables.get(name) for name in names), *(outputs.get(name) for name in names),
-         outputs.get("z"), seeds, samples, B, n, K)  # fmt: skip
+         *weights, outputs.get("z"), seeds, samples, B, n, K)  # fmt: skip
     return counter
 
 
@@ -88,6 +89,14 @@ def test_a_row_gives_its_coefficients_and_its_noise_to_every_sample(n: int) -> N
     for name, table in tables_of(plan).items():
         np.testing.assert_array_equal(out[name], np.broadcast_to(table[4], out[name].shape))
     np.testing.assert_array_max_ulp(z, row_noise(5, range(B), 4, (n,)), maxulp=1)
+
+
+@pytest.mark.parametrize(("row", "expected"), [(2, [3.0, 0.5]), (3, [1.0, 1.0])])
+def test_the_weights_of_guidance_count_in_the_rows_that_say_so(row: int, expected: list[float]) -> None:
+    plan, found = make_plan("ddim", SCHEDULE, steps=10), np.full(2, np.nan, np.float32)
+    guided, weight = np.float32(np.arange(10) < 3), np.float32([3.0, 0.5])
+    begin(plan, row, 2, 9, t=np.empty(2, np.float32), guided=guided, weight=weight, row_weight=found)
+    assert found.tolist() == expected
 
 
 def test_a_row_that_draws_none_gets_zeros_for_noise() -> None:

@@ -77,6 +77,29 @@ def test_x_T_that_is_given_is_uploaded(stepped: Bundle, by_host: Sampler, open_l
     np.testing.assert_allclose(got, expected, rtol=0, atol=ATOL)
 
 
+@pytest.mark.parametrize("interval", [None, (20.0, 70.0)])
+@pytest.mark.parametrize("weight", [2.0, np.float32([3.0, 1.0, 0.0, -1.0, 1.5])])
+def test_guided_samples_are_those_of_the_host(
+    guided: Bundle, open_loop_on: OpenLoop, weight: Any, interval: tuple[float, float] | None
+) -> None:
+    settings: dict[str, Any] = {"condition": {"labels": LABELS}, "solver": "unipc", "steps": 6, "seed": 3}
+    settings |= {"guidance": weight, "guidance_interval": interval}
+    made = open_loop_on(guided)
+    with resident(guided, made) as sampler, Sampler.load(guided, threads=1) as host:
+        np.testing.assert_allclose(sampler.sample(5, **settings), host.sample(5, **settings), rtol=0, atol=2 * ATOL)
+        device: Any = made.device
+        assert device.launched
+
+
+def test_a_model_that_can_be_guided_draws_without_guidance_and_without_labels_too(
+    guided: Bundle, open_loop_on: OpenLoop
+) -> None:
+    with resident(guided, open_loop_on(guided)) as sampler, Sampler.load(guided, threads=1) as host:
+        for condition in ({"labels": LABELS[:3]}, None):
+            got, expected = (one.sample(3, condition=condition, steps=5) for one in (sampler, host))
+            np.testing.assert_allclose(got, expected, rtol=0, atol=ATOL)
+
+
 def test_a_second_request_allocates_and_captures_nothing(stepped: Bundle, open_loop_on: OpenLoop) -> None:
     made = open_loop_on(stepped)
     device: Any = made.device
