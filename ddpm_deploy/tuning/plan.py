@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm_deploy.grid import Grid
+from ddpm_deploy.guidance import checked_guidance
 from ddpm_deploy.job import example_conditions, plan_settings
 from ddpm_deploy.noise import initial_noise
 from ddpm_deploy.plan import Plan
@@ -47,7 +48,7 @@ class TunedPlan:
 class Teacher:
     """The fine trajectories of a model, and how far a plan's samples are from their ends."""
 
-    def __init__(self, sampler: Sampler, samples: int = SAMPLES, seed: int = SEED) -> None:
+    def __init__(self, sampler: Sampler, samples: int = SAMPLES, seed: int = SEED, guidance: float = 1.0) -> None:
         manifest = sampler.manifest
         if samples < 1:
             raise ValueError(f"samples: got {samples}, expected at least 1")
@@ -56,11 +57,13 @@ class Teacher:
         self.grid = Grid.of(manifest.schedule, self.timesteps)
         self._x_T = initial_noise(seed, range(samples), manifest.sample_shape)
         self._condition = example_conditions(manifest.conditions, samples)
+        self._weight = guidance
+        self._guidance = checked_guidance(guidance, None, manifest, bool(self._condition), samples)
 
     def errors(self, tell: Callable[[], object]) -> Float:
         """The matrix of `timesteps.step_errors`. tell: called after each evaluation."""
         plan = self.plan("ddim", self.timesteps)
-        denoise = self._sampler.denoiser(plan, self._condition)
+        denoise = self._sampler.denoiser(plan, self._condition, self._guidance)
         states, guesses = [self._x_T], []
         for frame in plan.frames(denoise, self._x_T):
             states.append(frame.x)
@@ -75,7 +78,12 @@ class Teacher:
 
     def draw(self, plan: Plan) -> Array:
         """The plan's samples from the noise of the trajectories."""
-        return self._sampler.sample(x_T=self._x_T, plan=plan, condition=self._condition)
+        return self._sampler.sample(x_T=self._x_T, plan=plan, condition=self._condition, guidance=self._weight)
+
+    def spaced(self, solver: str, steps: int, spacing: str, **options: Any) -> Plan:
+        """A solver on a hand-made spacing, for this model."""
+        timesteps = make_timesteps(self._sampler.manifest.schedule, steps, spacing)
+        return self.plan(solver, timesteps, **options)
 
     def plan(self, solver: str, timesteps: Sequence[float] | Float, **options: Any) -> Plan:
         """A solver on given timesteps, for this model."""
@@ -91,18 +99,19 @@ def tune_plan(
     *,
     samples: int = SAMPLES,
     seed: int = SEED,
+    guidance: float = 1.0,
     tell: Callable[[], object] = lambda: None,
     **options: Any,
 ) -> TunedPlan:
     """Choose the timesteps of a deterministic plan with `nfe` evaluations.
 
-    solver: None is the bundle's default. samples: how many trajectories are matched. tell: called now and then.
-    options: the solver's own.
+    solver: None is the bundle's default. samples: how many trajectories are matched, of all classes where there are
+    any, under this guidance. tell: called now and then. options: the solver's own.
     """
     defaults = sampler.manifest.defaults
     if solver is None:
         solver, options = defaults.solver, {**defaults.options, **options}
-    teacher = Teacher(sampler, samples, seed)
+    teacher = Teacher(sampler, samples, seed, guidance)
     steps = steps_for(teacher, solver, nfe, options)
     path = best_path(teacher.errors(tell), steps)
 
@@ -117,8 +126,7 @@ def tune_plan(
     plan = compiled(chosen)
     errors = {"tuned": least, "before refining": error(path)}
     for name in SPACINGS:
-        spaced = make_timesteps(sampler.manifest.schedule, steps, name)
-        errors[name] = teacher.distance(teacher.plan(solver, spaced, **options))
+        errors[name] = teacher.distance(teacher.spaced(solver, steps, name, **options))
     return TunedPlan(plan, tuple(teacher.timesteps[chosen].tolist()), errors)
 
 
@@ -127,7 +135,7 @@ def steps_for(teacher: Teacher, solver: str, nfe: int, options: Mapping[str, Any
     if nfe < 1 or nfe > len(teacher.timesteps):
         raise ValueError(f"nfe: got {nfe}, expected 1 to {len(teacher.timesteps)}, the points of the fine grid")
     for steps in (nfe, (nfe + 1) // 2):
-        plan = teacher.plan(solver, make_timesteps(teacher._sampler.manifest.schedule, steps), **options)
+        plan = teacher.spaced(solver, steps, "trailing", **options)
         if not plan.is_deterministic:
             raise ValueError(f"solver: {solver!r} draws noise, so it follows no trajectory; expected a deterministic one")
         if plan.nfe == nfe:
