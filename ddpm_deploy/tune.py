@@ -38,7 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seconds", type=_seconds, default=BUDGET_S, help="of timing for each batch size, after a warm-up")
     add("--digest", metavar="sha256:...", help="refuse any other bundle than this")
     add("--json", action="store_true", help="print everything measured as JSON")
-    parser.epilog = f"`tune {PLAN}` chooses timesteps instead, see its --help; choices are kept in the folder ${VARIABLE}, or the user's cache; backend='auto' finds them there"
+    parser.epilog = (
+        f"`tune {PLAN}` chooses timesteps instead, see its --help; choices are kept in the folder ${VARIABLE}, "
+        "or the user's cache; backend='auto' finds them there"
+    )
     return parser
 
 

@@ -62,7 +62,7 @@ class RealData:
         for part in (self.known, self.held_out):
             for array in (part.x, *(part.conditions[name] for name in sorted(part.conditions))):
                 state.update(f"{array.dtype}{array.shape}{part.levels}".encode())
-                state.update(np.ascontiguousarray(array))
+                state.update(np.ascontiguousarray(array).tobytes())
         return f"sha256:{state.hexdigest()}"
 
 
@@ -95,7 +95,9 @@ def read_source(source: str, manifest: Manifest) -> Samples:
     else:
         found = _training_set(source, manifest)
     if found.x.shape[1:] != manifest.sample_shape or not len(found):
-        raise ValueError(f"data: {source!r} has samples of shape {found.x.shape[1:]}, the model {manifest.sample_shape}")
+        raise ValueError(
+            f"data: {source!r} has samples of shape {found.x.shape[1:]}, the model {manifest.sample_shape}"
+        )
     return found
 
 

@@ -132,7 +132,7 @@ def _torchscript(data: bytes) -> tuple[Callable[[Array], Array], None]:
 
     import torch
 
-    network = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
+    network = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     names = [argument.name for argument in network.forward.schema.arguments]
     extra = {"return_features": True} if "return_features" in names else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Figures:
-    """Distances are to the real samples held out; errors are standard errors.
+    """Distances are to the real samples held out; errors are standard errors over the samples that are judged.
 
     frechet, kernel, precision, recall: on the features. sliced: on the numbers of the samples. precision, recall: of
     equally many samples. nearest_median, nearest_least: Euclidean distance to the nearest known sample, in network
@@ -52,19 +53,17 @@ class Judge:
 
     def judge(self, samples: Array, asked: Array | None = None) -> Figures:
         """All figures of samples (n, *S). asked: (n,) the classes that they were drawn for."""
-        found, held_out = self.features.of(samples), self.data.held_out.x
+        found = self.features.of(samples)
         count = min(len(found), len(self._held_out))
         precision, recall = precision_recall(self._held_out[:count], found[:count])
         distances, _ = nearest(samples, self.data.known.x)
         kernel, kernel_error = kernel_distance(found, self._held_out)
         return Figures(
             len(samples),
-            frechet_distance(found, self._held_out),
-            jackknife_error(frechet_distance, found, self._held_out),
+            *_with_error(self._frechet, found),
             kernel,
             kernel_error,
-            sliced_distance(samples, held_out),
-            jackknife_error(sliced_distance, samples, held_out),
+            *_with_error(self._sliced, samples),
             precision,
             recall,
             float(np.median(distances)),
@@ -74,8 +73,7 @@ class Judge:
 
     def distance(self, samples: Array) -> tuple[float, float]:
         """The Fréchet distance alone, and its error."""
-        found = self.features.of(samples)
-        return frechet_distance(found, self._held_out), jackknife_error(frechet_distance, found, self._held_out)
+        return _with_error(self._frechet, self.features.of(samples))
 
     def baseline(self, count: int) -> Figures:
         """Of so many real samples that the model knows: what samples as good as real ones get.
@@ -90,7 +88,17 @@ class Judge:
             "class_accuracy": self.features.accuracy,
         })  # fmt: skip
 
+    def _frechet(self, found: Array) -> float:
+        return frechet_distance(found, self._held_out)
+
+    def _sliced(self, samples: Array) -> float:
+        return sliced_distance(samples, self.data.held_out.x)
+
     def _accuracy(self, samples: Array, asked: Array | None) -> float | None:
         if asked is None or self.features.classify is None:
             return None
         return float(np.mean(self.features.classify(samples) == asked))
+
+
+def _with_error(figure: Callable[[Array], float], samples: Array) -> tuple[float, float]:
+    return figure(samples), jackknife_error(figure, samples)

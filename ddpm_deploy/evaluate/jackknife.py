@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,13 @@ SEED = 0
 Array = NDArray[Any]
 
 
-def jackknife_error(figure: Callable[[Array, Array], float], x: Array, y: Array, groups: int = GROUPS) -> float:
-    """Standard error of `figure(x, y)` over samples of both sets, each of which has at least `groups` of them.
-
-    Leaves out one group at a time of one of the sets (Efron 1982, chapter 3); the two variances add.
-    """
-    over_x = [figure(part, y) for part in _parts(x, groups)]
-    over_y = [figure(x, part) for part in _parts(y, groups)]
-    return math.sqrt(sum(leave_out_variance(np.array(values)) for values in (over_x, over_y)))
+def jackknife_error(figure: Callable[[Array], float], samples: Array, groups: int = GROUPS) -> float:
+    """Standard error of `figure(samples)` over the samples, at least `groups` of them (Efron 1982, chapter 3)."""
+    group = np.random.default_rng(SEED).permutation(len(samples)) % groups
+    return leave_out_error(np.array([figure(samples[group != k]) for k in range(groups)]))
 
 
-def leave_out_variance(values: Array) -> float:
-    """Of a figure whose values with each group left out are given."""
+def leave_out_error(values: Array) -> float:
+    """Standard error of a figure whose values with each group left out are given."""
     k = len(values)
-    return float((k - 1) / k * np.sum((values - values.mean()) ** 2))
-
-
-def _parts(x: Array, groups: int) -> Iterator[Array]:
-    group = np.random.default_rng(SEED).permutation(len(x)) % groups
-    for k in range(groups):
-        yield x[group != k]
+    return math.sqrt((k - 1) / k * float(np.sum((values - values.mean()) ** 2)))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_deploy.evaluate.jackknife import leave_out_variance
+from ddpm_deploy.evaluate.jackknife import leave_out_error
 
 Array = NDArray[Any]
 
 
 def kernel_distance(x: Array, y: Array) -> tuple[float, float]:
-    """The unbiased estimate, and its standard error by leaving out one sample at a time.
+    """The unbiased estimate, and its standard error over the samples x, by leaving out one at a time.
 
-    x: (n, D). y: (m, D). The kernel is `(x·y / D + 1)³`. Being unbiased, the estimate may be below zero, and sets of
-    different sizes may be compared.
+    x: (n, D). y: (m, D), what x is compared with, taken as it is. The kernel is `(x·y / D + 1)³`. Being unbiased, the
+    estimate may be below zero, and sets of different sizes may be compared.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     n, m = len(x), len(y)
@@ -28,13 +27,11 @@ def kernel_distance(x: Array, y: Array) -> tuple[float, float]:
     np.fill_diagonal(own_y, 0)
     among_x, among_y, between = own_x.sum(), own_y.sum(), cross.sum()
 
-    def estimate(among_x: Any, among_y: Any, between: Any, n: int, m: int) -> Any:
+    def estimate(among_x: Any, between: Any, n: int) -> Any:
         return among_x / (n * (n - 1)) + among_y / (m * (m - 1)) - 2 * between / (n * m)
 
-    without_x = estimate(among_x - 2 * own_x.sum(axis=1), among_y, between - cross.sum(axis=1), n - 1, m)
-    without_y = estimate(among_x, among_y - 2 * own_y.sum(axis=1), between - cross.sum(axis=0), n, m - 1)
-    error = math.sqrt(leave_out_variance(without_x) + leave_out_variance(without_y))
-    return float(estimate(among_x, among_y, between, n, m)), error
+    without_each = estimate(among_x - 2 * own_x.sum(axis=1), between - cross.sum(axis=1), n - 1)
+    return float(estimate(among_x, between, n)), leave_out_error(without_each)
 
 
 def _kernel(x: Array, y: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,10 +64,8 @@ def measure_bound(sampler: Sampler, chain: ReverseChain, task: Task, name: str, 
     return Bound.of(chain, task, terms)
 
 
-def draw(
-    sampler: Sampler, plan: Plan, request: Request, name: str, state: State, tell: Tell, clock: Callable[[], float]
-) -> tuple[Array, Array]:
-    """Samples (n, *S), and the seconds a sample of each batch by the clock; arguments as in `measure_bound`."""
+def draw(sampler: Sampler, plan: Plan, request: Request, name: str, state: State, tell: Tell) -> tuple[Array, Array]:
+    """Samples (n, *S), and the seconds that one took in each batch; arguments as in `measure_bound`."""
     kept, shape = state.load(name), sampler.manifest.sample_shape
     starts = range(0, request.n, request.batch_size)
     samples = np.full((request.n, *shape), np.nan, np.float32) if kept is None else kept["samples"]
@@ -74,9 +73,9 @@ def draw(
     for k, start in enumerate(starts):
         chunk = slice(start, min(start + request.batch_size, request.n))
         if np.isnan(seconds[k]):
-            began = clock()
+            began = time.perf_counter()
             samples[chunk] = sampler.sample(plan=plan, **request.part(chunk))
-            seconds[k] = (clock() - began) / (chunk.stop - chunk.start)
+            seconds[k] = (time.perf_counter() - began) / (chunk.stop - chunk.start)
             state.save(name, {"samples": samples, "seconds": seconds}, last=k + 1 == len(starts))
         tell((chunk.stop - chunk.start) * plan.nfe)
     return samples, seconds

@@ -64,7 +64,7 @@ class State:
             return
         new = path.with_suffix(".new")
         with new.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **dict(arrays))  # type: ignore[arg-type]
         os.replace(new, path)
         self._saved_at = time.monotonic()
 

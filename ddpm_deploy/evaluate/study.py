@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ddpm_deploy.evaluate.pareto import Trial
 from ddpm_deploy.evaluate.state import State
 from ddpm_deploy.plan import Plan
 from ddpm_deploy.sampler import Sampler
+from ddpm_deploy.solvers import SOLVERS as KNOWN
 from ddpm_deploy.spacing import SPACINGS
 from ddpm_deploy.tuning.plan import tune_plan
 
@@ -50,9 +51,9 @@ def entries(
     yield Entry("ddpm", FULL, sampler.plan("ddpm", T, "linspace"), T)
     for solver in solvers:
         for nfe in sorted({min(nfe, T) for nfe in nfes}):
-            pair = solver, nfe
+            tune = partial(_tuned, sampler, solver, nfe, state, guidance, tell)
             for spacing in spacings:
-                found = _entry(sampler, solver, spacing, nfe, lambda: _tuned(sampler, *pair, state, guidance, tell))
+                found = _entry(sampler, solver, spacing, nfe, tune)
                 if found is not None:
                     yield found
 
@@ -95,7 +96,7 @@ def plan_at(sampler: Sampler, solver: str, timesteps: Sequence[float]) -> Plan:
 def run_trial(sampler: Sampler, entry: Entry, judge: Judge, request: Request, state: State, tell: Tell) -> Trial:
     """Draw, judge and time one plan."""
     name = f"study {entry.solver} {entry.spacing} {entry.plan.nfe}"
-    samples, seconds = draw(sampler, entry.plan, request, name, state, tell, time.perf_counter)
+    samples, seconds = draw(sampler, entry.plan, request, name, state, tell)
     distance, error = judge.distance(samples)
     timed = seconds[1:] if len(seconds) > 1 else seconds  # the first batch warms up
     return Trial(
@@ -110,10 +111,11 @@ def as_defaults(trial: Trial, own: Defaults) -> Defaults:
     return Defaults(trial.solver, trial.steps, spacing, {}, trial.timesteps)
 
 
-def check_lists(solvers: Sequence[str], spacings: Sequence[str], nfes: Sequence[int], known: Sequence[str]) -> None:
-    """Refuse what there is not, before anything is drawn. known: names of solvers."""
-    for flag, given, there in (("--solvers", solvers, known), ("--spacings", spacings, (*SPACINGS, TUNED))):
-        if unknown := [name for name in given if name not in there] or not given:
-            raise ValueError(f"{flag}: got {', '.join(given) or 'none'}, expected some of {', '.join(there)}: {unknown}")
-    if not nfes or min(nfes) < 1:
+def check_lists(solvers: Sequence[str], spacings: Sequence[str], nfes: Sequence[int]) -> None:
+    """Refuse what there is not, before anything is drawn."""
+    for flag, given, there in (("--solvers", solvers, tuple(KNOWN)), ("--spacings", spacings, (*SPACINGS, TUNED))):
+        unknown = [name for name in given if name not in there]
+        if unknown:
+            raise ValueError(f"{flag}: got {unknown[0]!r}, expected some of {', '.join(there)}")
+    if min(nfes) < 1:
         raise ValueError(f"--nfes: got {list(nfes)}, expected whole numbers of at least 1")

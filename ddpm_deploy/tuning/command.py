@@ -79,7 +79,9 @@ def run(
     if write_default:
         own = read.manifest.defaults
         options = own.options if solver in (None, own.solver) else {}
-        write_defaults(read, Defaults(solver or own.solver, len(found.timesteps), own.spacing, options, found.timesteps))
+        write_defaults(
+            read, Defaults(solver or own.solver, len(found.timesteps), own.spacing, options, found.timesteps)
+        )
         written.append(str(read.root))
     facts = {"solver": found.plan.solver, "nfe": nfe, **asdict(found), "written": written}
     del facts["plan"]

@@ -137,7 +137,7 @@ def steps_for(teacher: Teacher, solver: str, nfe: int, options: Mapping[str, Any
     for steps in (nfe, (nfe + 1) // 2):
         plan = teacher.spaced(solver, steps, "trailing", **options)
         if not plan.is_deterministic:
-            raise ValueError(f"solver: {solver!r} draws noise, so it follows no trajectory; expected a deterministic one")
+            raise ValueError(f"solver: {solver!r} draws noise, so it follows no trajectory; give a deterministic one")
         if plan.nfe == nfe:
             return steps
     raise ValueError(f"nfe: {solver!r} takes an odd number of evaluations, got {nfe}; give {nfe - 1} or {nfe + 1}")

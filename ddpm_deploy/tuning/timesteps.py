@@ -8,6 +8,7 @@ matrix, and the best path through it with a given number of steps is found by dy
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,4 +88,4 @@ def _moved(path: Sequence[int], k: int, by: int) -> list[int]:
 
 
 def _falls(path: Sequence[int], points: int) -> bool:
-    return path[-1] < points and all(a < b for a, b in zip(path, path[1:], strict=False))
+    return path[-1] < points and all(a < b for a, b in pairwise(path))
