@@ -20,7 +20,7 @@ from ddpm_deploy.solvers import make_plan
 from ddpm_deploy.spacing import SPACINGS, make_timesteps
 from ddpm_deploy.tuning.timesteps import best_path, fine_timesteps, refine, step_errors
 
-SAMPLES = 128
+SAMPLES = 64
 SEED = 2**32  # far from those that people give, so that nothing is judged on what it was tuned with
 MATCHED = "dpmpp_2m"  # of second order: on the fine grid its end is close to the exact one
 
