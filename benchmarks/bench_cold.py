@@ -28,10 +28,10 @@ def specs(options: Options) -> list[Spec]:
 
 def test_cold_start(spec: Spec, bench: Bench, benchmark: Any, replay: Any, tmp_path_factory: Any) -> None:
     benchmark.skipped = True
-    folder = bench.opened_once("cold folder", lambda: tmp_path_factory.mktemp("cold"))
+    folder = bench.made_once("cold folder", lambda: tmp_path_factory.mktemp("cold"))
     with bench.skipping(spec):
         parity = parity_in_words(spec.contender, spec.kind, bench)
-        measured = bench.opened_once("cold", lambda: _measure_all(bench, folder))[spec.label]
+        measured = bench.made_once("cold", lambda: _measure_all(bench, folder))[spec.label]
     facts = {name: value for name, value in asdict(measured).items() if name != "runs"}
     samples = [run["total_s"] for run in measured.runs]
     replay(samples)

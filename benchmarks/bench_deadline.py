@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.harness import TimeIt, Times
+from benchmarks.harness import Again, TimeIt, Times
 from benchmarks.specs import Options, Spec, own_contenders
 from benchmarks.subjects import pictures
 from ddpm_deploy.bench.deadline import Deadline, keep_pace
@@ -48,7 +48,7 @@ def time_group(options: Options, spec: Spec) -> TimeIt:
     """By turns at the rate, instead of in rounds."""
     period_s, ticks = pace(options)
 
-    def time_it(contenders: Sequence[Contender]) -> dict[str, Times]:
+    def time_it(contenders: Sequence[Contender], again: Again) -> dict[str, Times]:
         return {name: _times(deadline) for name, deadline in keep_pace(contenders, period_s, ticks).items()}
 
     return time_it

@@ -33,7 +33,7 @@ def test_quality(spec: Spec, bench: Bench) -> None:
     from ddpm_deploy.evaluate.digits import DigitJudge
 
     sampler = bench.sampler(spec.contender, spec.precision)
-    judge = bench.opened_once("judge", DigitJudge)
+    judge = bench.made_once("judge", DigitJudge)
     count = COUNT_FULL if bench.options.full else COUNT
     plan = sampler.plan(spec.solver, spec.steps)
     verdict = judge.judge(sampler.sample(count, plan=plan, seed=SEED, batch_size=BATCH))

@@ -67,7 +67,7 @@ def time_group(options: Options, spec: Spec) -> TimeIt:
     """Seconds for a group; a thousand steps of a large network take minutes each, and so get few rounds."""
     if spec.tag == CHOICE:
         few = options.model != "digits"
-        return in_rounds(Effort(budget_s=60, min_rounds=3 if few else 10, max_warmup=1 if few else 6))
+        return in_rounds(Effort(budget_s=60, min_rounds=3 if few else 10, max_warmup=1 if few else 6), openings=1)
     return in_rounds(Effort(budget_s=60 if options.full else 15, min_rounds=15 if options.full else 20))
 
 

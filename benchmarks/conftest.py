@@ -140,7 +140,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """The session's own; closes every contender at its end."""
     session = request.config.stash[BENCH]
-    with session.closing:
+    with session:
         yield session
 
 

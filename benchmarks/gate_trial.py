@@ -54,7 +54,7 @@ def measure(options: Options, slowdown: float) -> Report:
         trial = replace(evaluation(spec, bench), limit=lambda seconds: None)
         return trial if spec.kind == PEER else replace(trial, call=slowed(trial.call, slowdown))
 
-    with bench.closing:
+    with bench:
         for group in dict.fromkeys(spec.group for spec in subset(options)):
             bench.measure({s: str(s) for s in subset(options) if s.group == group}, build, in_rounds(effort))
         return make_report(bench, "gate trial", "python -m benchmarks.gate_trial")

@@ -33,6 +33,7 @@ from ddpm_deploy.export.fold import fold_attention
 from ddpm_deploy.export.graph import Denoiser, trace
 from ddpm_deploy.export.quantise import quantise
 from ddpm_deploy.export.simplify import merge_projections, scale_by_batch_norm, upsample_by_phases
+from ddpm_deploy.export.targets import ONNXRUNTIME_INT8
 from ddpm_deploy.model import UNet, UNetConfig
 from ddpm_deploy.model.diffusers_weights import read_weights
 
@@ -96,7 +97,7 @@ def variants(feeds: Mapping[str, np.ndarray]) -> Graphs:
     graphs["+ scale and shift in one pass"] = copy(current)
     upsample_by_phases(current.graph)
     graphs["+ upsampling in phases (fp32 as exported)"] = current
-    graphs["int8 as exported"] = quantise(current, calibration(), symmetric=False)
+    graphs["int8 as exported"] = quantise(current, calibration(), form=ONNXRUNTIME_INT8)
     return graphs
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import pytest
 
@@ -21,10 +21,10 @@ from benchmarks.specs import Options, Spec, batches_of, is_demanded, may_skip, n
 from ddpm_deploy import Sampler
 from ddpm_deploy.backends import Backend, open_backend
 from ddpm_deploy.bench.limits import Limits, measure_limits
-from ddpm_deploy.bench.measure import Contender, Effort, interleave
+from ddpm_deploy.bench.measure import OPENINGS, Contender, Effort, interleave_anew, opening_order
 from ddpm_deploy.bench.record import OWN, TWIN, Parity, Row
 from ddpm_deploy.bench.truth import Truth, noise_for, record_truth
-from ddpm_deploy.bench.work import Work, count_work, percent_of_limit
+from ddpm_deploy.bench.work import Work, count_work, of_products, percent_of_limit
 from ddpm_deploy.errors import DdpmDeployError, ParityError
 from ddpm_deploy.plan import Plan
 
@@ -51,19 +51,26 @@ class Times:
     warmup_rounds: int = 0
     stable: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
+    openings: tuple[int, ...] = ()
 
 
-def in_rounds(effort: Effort) -> TimeIt:
-    """The usual way to time a group: interleaved rounds."""
+Again = Callable[[int], Sequence[Contender]]
+TimeIt = Callable[[Sequence[Contender], Again], Mapping[str, Times]]
 
-    def time_it(contenders: Sequence[Contender]) -> dict[str, Times]:
-        timed = interleave(contenders, effort)
-        return {name: Times(s, timed.warmup_rounds, timed.stable) for name, s in timed.seconds.items()}
+
+def in_rounds(effort: Effort, openings: int = OPENINGS) -> TimeIt:
+    """The usual way to time a group: interleaved rounds, all contenders opened anew between parts of them."""
+
+    def time_it(contenders: Sequence[Contender], again: Again) -> dict[str, Times]:
+        timed = interleave_anew(contenders, again, effort, openings)
+        return {
+            name: Times(s, timed.warmup_rounds, timed.stable, openings=timed.openings)
+            for name, s in timed.seconds.items()
+        }
 
     return time_it
 
 
-TimeIt = Callable[[Sequence[Contender]], Mapping[str, Times]]
 Build = Callable[[Spec, "Bench"], Trial]
 Outcome = Row | Exception
 
@@ -78,10 +85,18 @@ class Bench:
     skipped: dict[str, str] = field(default_factory=dict)
     sections: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     outcomes: dict[str, dict[Spec, Outcome]] = field(default_factory=dict)
-    closing: ExitStack = field(default_factory=ExitStack)
     _open: dict[Any, Any] = field(default_factory=dict)
+    _made: dict[str, Any] = field(default_factory=dict)
+    _kept: set[Any] = field(default_factory=set)
     _expected: dict[Any, Any] = field(default_factory=dict)
     counted: dict[int, Work] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._kept.clear()
+        self.close_all()
 
     # -- what is measured ---------------------------------------------------------------------------------------------
 
@@ -120,23 +135,34 @@ class Bench:
             self._expected[key] = self.truth.samples(plan, *noise_for(self.model.bundle.manifest, batch))
         return self._expected[key]
 
-    def opened(self, key: Any, open_it: Callable[[], Any]) -> Any:
-        """What `open_it` made the first time, or the error that it raised then; closed when the session ends."""
+    def opened(self, key: Any, open_it: Callable[[], Any], keep: bool = False) -> Any:
+        """What `open_it` made the first time since `close_all`, or the error that it raised then.
+
+        keep: through `close_all`, as it takes minutes to open.
+        """
         if key not in self._open:
             try:
                 self._open[key] = open_it()
-                self.closing.callback(self._open[key].close)
             except (DdpmDeployError, ImportError) as error:
                 self._open[key] = error
+            if keep or isinstance(self._open[key], Exception):
+                self._kept.add(key)
         if isinstance(self._open[key], Exception):
             raise self._open[key]
         return self._open[key]
 
-    def opened_once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What needs no closing, made once."""
-        if key not in self._open:
-            self._open[key] = make()
-        return self._open[key]
+    def close_all(self) -> None:
+        """Close what is open, but for what is to be kept; it is opened anew when it is next asked for."""
+        for key in [key for key in self._open if key not in self._kept]:
+            one = self._open.pop(key)
+            if not isinstance(one, Exception):
+                one.close()
+
+    def made_once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What needs no closing."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def _load(self, backend: str, precision: str) -> Sampler:
         settings = {"backend": backend, "precision": precision, "device": self.options.device}
@@ -166,7 +192,8 @@ class Bench:
 
         None where the limit of its precision could not be measured.
         """
-        if spec.precision not in self.limits.products:
+        precision = of_products(spec.precision)
+        if precision not in self.limits.products:
             return None
         per_evaluation_s = statistics.median(seconds) / nfe
         try:
@@ -174,8 +201,8 @@ class Bench:
         except ValueError as error:
             self.skipped["percent of the limit"] = str(error)
             return None
-        percent, bound = percent_of_limit(per_evaluation_s, work, self.limits, spec.precision)
-        return percent, f"{bound}, {spec.precision}"
+        percent, bound = percent_of_limit(per_evaluation_s, work, self.limits, precision)
+        return percent, f"{bound}, {precision}"
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
@@ -209,8 +236,14 @@ class Bench:
                 outcomes[spec] = error
         if not trials:
             return outcomes
-        contenders = [Contender(name_of(spec), trial.call, trial.synchronise) for spec, trial in trials.items()]
-        times = time_it(contenders)
+
+        def again(opening: int) -> list[Contender]:
+            self.close_all()
+            specs = list(trials)
+            trials.update({specs[k]: build(specs[k], self) for k in opening_order(len(specs), opening)})
+            return contenders_of(trials)
+
+        times = time_it(contenders_of(trials), again)
         rows = {spec: self._row(spec, t, parity[spec], times[name_of(spec)], group) for spec, t in trials.items()}
         self.rows += rows.values()
         outcomes.update(rows)
@@ -228,6 +261,7 @@ class Bench:
             batch=spec.batch,
             nfe=trial.nfe,
             samples_s=tuple(times.seconds),
+            openings=times.openings,
             command=self._command(group.get(spec) or group[replace(spec, kind=OWN)]),
             solver=spec.solver,
             parity=parity,
@@ -271,6 +305,11 @@ class Bench:
     def note(self, section: str, **facts: Any) -> None:
         """A fact that is no row, for one of the report's sections."""
         self.sections.setdefault(section, []).append(facts)
+
+
+def contenders_of(trials: Mapping[Spec, Trial]) -> list[Contender]:
+    """What is timed."""
+    return [Contender(name_of(spec), trial.call, trial.synchronise) for spec, trial in trials.items()]
 
 
 def _twin_of(group: Mapping[Spec, str]) -> list[Spec]:

@@ -14,7 +14,8 @@ from ddpm_deploy.errors import BackendUnavailable, BundleError
 
 DEMANDED = "DDPM_TEST_BACKENDS"
 REPORTS = Path(__file__).resolve().parent / "reports"
-CPU = {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8"), "torch": ("fp32",)}
+CPU = {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8", "int8-bf16"), "torch": ("fp32",)}
+NARROW = ("bf16", "fp16", "int8-bf16")  # what not every processor computes in
 CUDA = {"onnxruntime": ("fp32", "fp16", "bf16"), "torch": ("fp32", "fp16", "bf16")}
 
 
@@ -110,7 +111,7 @@ def is_no_such_file(error: Exception) -> bool:
 
 def _lacks_precision(spec: Spec) -> bool:
     found = available_backends()[spec.backend]
-    return found.available and spec.precision in ("bf16", "fp16") and spec.precision not in found.precisions
+    return found.available and spec.precision in NARROW and spec.precision not in found.precisions
 
 
 def name_of(spec: Spec) -> str:

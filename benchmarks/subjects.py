@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import PLAIN, Bench, Trial
-from benchmarks.peers import Setting, open_picture, open_step
+from benchmarks.peers import COMPILED, Setting, open_picture, open_step
 from benchmarks.specs import Spec
 from ddpm_deploy.bench.record import PEER, TWIN, Parity
 from ddpm_deploy.bench.truth import SEED, feeds_for, noise_for
@@ -45,7 +45,8 @@ def parity_in_words(contender: str, kind: str, bench: Bench) -> str:
 
 def _evaluate(spec: Spec, bench: Bench) -> tuple[Callable[[Feeds], np.ndarray], Callable[[], object], str]:
     if spec.kind == PEER:
-        peer = bench.opened((spec.contender, spec.precision, spec.batch), lambda: _open_peer(spec, bench))
+        key, keep = (spec.contender, spec.precision, spec.batch), spec.contender == COMPILED
+        peer = bench.opened(key, lambda: _open_peer(spec, bench), keep)
         return (lambda feeds: peer(feeds["x"], feeds["t"])), peer.synchronise, peer.description
     backend = bench.sampler(spec.contender, spec.precision, twin=spec.kind == TWIN).backend
     (output,) = (tensor.name for tensor in backend.outputs)
@@ -99,8 +100,8 @@ def _draw_own(spec: Spec, bench: Bench) -> tuple[Callable[[], np.ndarray], Plan]
 
 def _peer_pictures(spec: Spec, bench: Bench) -> Trial:
     bundle = bench.model.bundle
-    peer = bench.opened((spec.contender, spec.precision, spec.batch, spec.steps), lambda: open_picture(
-        spec.contender, bundle, setting_of(spec, bench)))  # fmt: skip
+    key, keep = (spec.contender, spec.precision, spec.batch, spec.steps), spec.contender.startswith(COMPILED)
+    peer = bench.opened(key, lambda: open_picture(spec.contender, bundle, setting_of(spec, bench)), keep)
     x_T, _ = noise_for(bundle.manifest, spec.batch)
     return Trial(
         call=lambda: peer(x_T, SEED),

@@ -26,6 +26,7 @@ from ddpm_deploy.bench.report.summary import summary
 from ddpm_deploy.bench.report.tables import suite_table, winners_table
 from ddpm_deploy.bench.report.views import flags
 from ddpm_deploy.bench.statistics import Interval, paired_ratio
+from ddpm_deploy.bench.work import of_products
 
 THOUSAND = "a picture, a thousand evaluations or twelve, batch 1"
 LOOPED = "onnxruntime fp32"  # whose loop and cold start are judged
@@ -114,7 +115,7 @@ def _step(report: Report, precision: str, against: str, batch: int, target: floa
         other = next((row for row in rows if row.contender == against), None)
         if best is None or other is None:
             return Found(_why_not(report, f"{precision}-b{batch}" if best is None else against))
-        ratio = paired_ratio(other.samples_s, best.samples_s)
+        ratio = other.times_over(best)
         return Found(_ratio(ratio), best.contender, _parity(best), ratio.value >= target, _flags(best, other))
 
     return measure
@@ -147,8 +148,8 @@ def _thousand(report: Report, target: float) -> Found:
     chain, by_hand = rows.get((CHAIN, 1000)), rows.get((BY_HAND, FEW))
     if ours is None or chain is None or by_hand is None:
         return Found("the group of a thousand evaluations was not measured")
-    whole = paired_ratio(chain.samples_s, ours.samples_s)
-    fewer, faster = paired_ratio(chain.samples_s, by_hand.samples_s), paired_ratio(by_hand.samples_s, ours.samples_s)
+    whole = chain.times_over(ours)
+    fewer, faster = chain.times_over(by_hand), by_hand.times_over(ours)
     factors = f"{fewer.value:.1f}x fewer × {faster.value:.1f}x faster"
     value = f"{whole.value:.0f}x [{whole.low:.0f}, {whole.high:.0f}] ≈ {factors}"
     quality, good = _quality(report)
@@ -180,7 +181,8 @@ def _cold(report: Report, key: str, target: float) -> Found:
 
 
 def _best(rows: Sequence[Row], precision: str) -> Row | None:
-    return min((row for row in rows if row.kind == OWN and row.precision == precision), key=_median, default=None)
+    ours = (row for row in rows if row.kind == OWN and of_products(row.precision) == precision)
+    return min(ours, key=_median, default=None)
 
 
 def _median(row: Row) -> float:

@@ -1,7 +1,8 @@
 """What the float32 network computed at export, kept in the bundle so that any machine can compare without torch.
 
 `reference.npz` is an uncompressed zip of .npy members: `x`, `t`, `prediction`, `condition.NAME` for single
-evaluations, and `trajectory.plan` (JSON as bytes), `.x_T`, `.noise`, `.predictions`, `.states`, `.condition.NAME`.
+evaluations, and `trajectory.plan` (JSON as bytes), `.x_T`, `.noise`, `.guidance`, `.predictions`, `.states`,
+`.condition.NAME`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ Array = NDArray[Any]
 class Trajectory:
     """One run of a plan through the float32 network.
 
-    x_T: (B, *S). noise: (N, B, *S), or None for a plan that draws none. predictions: (N, B, *S') raw outputs.
+    x_T: (B, *S). noise: (N, B, *S), or None for a plan that draws none. guidance: (B,) weights, or None.
+    predictions: (N, B, *S') outputs, guided with the weights where there are any.
     states: (N+1, B, *S), what the network saw at each row, and the sample at the end. conditions: (B, ...) each.
     """
 
@@ -41,6 +43,7 @@ class Trajectory:
     predictions: Array
     states: Array
     conditions: Mapping[str, Array] = field(default_factory=dict)
+    guidance: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,7 @@ def _members(reference: Reference) -> dict[str, Array]:
     members = {"x": reference.x, "t": reference.t, "prediction": reference.prediction}
     members |= {f"condition.{name}": array for name, array in reference.conditions.items()}
     members["trajectory.plan"] = np.frombuffer(run.plan.to_json().encode(), np.uint8)
-    for name in ("x_T", "noise", "predictions", "states"):
+    for name in ("x_T", "noise", "guidance", "predictions", "states"):
         if getattr(run, name) is not None:
             members[f"trajectory.{name}"] = getattr(run, name)
     return members | {f"trajectory.condition.{name}": array for name, array in run.conditions.items()}
@@ -98,6 +101,7 @@ def _from_members(members: dict[str, Array]) -> Reference:
         plan=plan,
         x_T=members.pop("trajectory.x_T"),
         noise=members.pop("trajectory.noise", None),
+        guidance=members.pop("trajectory.guidance", None),
         predictions=members.pop("trajectory.predictions"),
         states=members.pop("trajectory.states"),
         conditions=_take(members, "trajectory.condition."),
@@ -138,6 +142,8 @@ def _float_members(reference: Reference) -> dict[str, tuple[Array, tuple[int, ..
         "trajectory.predictions": (run.predictions, (N, B, *out)),
         "trajectory.states": (run.states, (N + 1, B, *shape)),
     }
+    if run.guidance is not None:
+        arrays["trajectory.guidance"] = (run.guidance, (B,))
     return arrays if run.noise is None else arrays | {"trajectory.noise": (run.noise, (N, B, *shape))}
 
 

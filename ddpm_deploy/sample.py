@@ -14,10 +14,11 @@ import numpy as np
 
 from ddpm_deploy.backends import BACKENDS
 from ddpm_deploy.backends.auto import NAME as AUTO
-from ddpm_deploy.bundle import MANIFEST_NAME
+from ddpm_deploy.bundle import MANIFEST_NAME, Manifest
 from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path, words
 from ddpm_deploy.images import NETWORK_RANGE, check_layout, grid, is_picture, save_gif, to_pil
 from ddpm_deploy.job import RESERVED
+from ddpm_deploy.labels import labels_of
 from ddpm_deploy.plan import Plan
 from ddpm_deploy.sampler import BATCH_SIZE, Sampler
 from ddpm_deploy.solvers import SOLVERS
@@ -58,6 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--plan", type=some_path, metavar="FILE", help="plan (.json or .npz) instead of solver, steps and spacing")
     add("--x-T", dest="x_T", type=some_path, metavar="FILE.npy", help="starting noise (n, *S), not the seed's")
     add("--noise", type=some_path, metavar="FILE.npy", help="noise of the rows, (N, n, *S) or broadcastable")
+    add(
+        "--label",
+        metavar="A,B",
+        help="classes by name or number, in turn; default: none, where the model can do without",
+    )
+    add("--guidance", type=float, default=1.0, metavar="W", help="how far to exaggerate the condition; 1: as it is")
+    add("--guidance-interval", type=_interval, metavar="LOW,HIGH", help="timesteps at which the guidance counts")
     add("--condition", action="append", default=[], metavar="NAME=FILE.npy", help="a condition tensor, (n, ...)")
     add("--animate", type=some_path, metavar="FILE.gif", help="also write the denoising as an animation")
     add("--columns", type=int, help="columns of the grid; default: near a square")
@@ -88,6 +96,9 @@ def run(
     plan: Path | None,
     x_T: Path | None,
     noise: Path | None,
+    label: str | None,
+    guidance: float,
+    guidance_interval: tuple[float, float] | None,
     condition: Sequence[str],
     animate: Path | None,
     columns: int | None,
@@ -97,7 +108,8 @@ def run(
     json: bool,
 ) -> None:
     """Draw and write; see `build_parser` for the arguments."""
-    arrays = {"x_T": _array(x_T), "noise": _array(noise), "condition": _conditions(condition)}
+    arrays = {"x_T": _array(x_T), "noise": _array(noise)}
+    steering = _conditions(condition)
     options = _options(option)
     if plan is not None and (solver, steps, spacing, options) != (None, None, None, {}):
         raise ValueError("--plan: given together with --solver, --steps, --spacing or --option; choose one")
@@ -116,7 +128,9 @@ def run(
             print(chosen, file=sys.stderr if json else sys.stdout)
         look = {"bounds": sampler.manifest.clip or NETWORK_RANGE, "columns": columns, "scale": scale}
         count = num if arrays["x_T"] is None else len(arrays["x_T"])
-        request = {"n": count, "plan": chosen, "seed": seed, "start": start, "size": size, **arrays}
+        steering |= {} if label is None else dict([_labels(label, sampler.manifest, count, steering)])
+        request = {"n": count, "plan": chosen, "seed": seed, "start": start, "size": size, **arrays,
+                   "condition": steering, "guidance": guidance, "guidance_interval": guidance_interval}  # fmt: skip
         began = time.perf_counter()
         samples = _draw(sampler, request, batch_size, animate, look, progress=not json and sys.stderr.isatty())
         seconds = time.perf_counter() - began
@@ -211,6 +225,15 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _interval(text: str) -> tuple[float, float]:
+    """`100,800`."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected LOW,HIGH, such as 100,800") from None
+    return low, high
+
+
 def _array(path: Path | None) -> Any:
     if path is None:
         return None
@@ -227,6 +250,13 @@ def _array(path: Path | None) -> Any:
 
 def _conditions(pairs: Sequence[str]) -> dict[str, Any]:
     return {name: _array(Path(value)) for name, value in (_pair("--condition", pair) for pair in pairs)}
+
+
+def _labels(text: str, manifest: Manifest, count: int, given: dict[str, Any]) -> tuple[str, Any]:
+    name, labels = labels_of(text, manifest, count)
+    if name in given:
+        raise ValueError(f"--label: given together with --condition {name}; choose one")
+    return name, labels
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:

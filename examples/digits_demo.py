@@ -1,7 +1,8 @@
 """The whole way on real data: train on handwritten digits, export to ONNX, prove parity, sample, judge, report.
 
 `make demo` runs this. Each stage is one of the package's own commands, printed as you would type it. The result is
-a folder with `samples.png`, `denoising.gif`, `parity.png`, `parity.json`, the bundle, and `report.md` about it all.
+a folder with `samples.png`, `by_class.png`, `denoising.gif`, `parity.png`, `parity.json`, the bundle, and `report.md`
+about it all.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from ddpm_deploy.train import digits_arrays
 THREADS = 2
 BATCH_SIZE = 100
 SHOWN = 16
+LABELS = tuple(range(10))
+WEIGHTS = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)  # of guidance
 SOLVERS = (("ddpm", None), ("ddim", 50), ("ddim", 12), ("dpmpp_2m", 12), ("unipc", 12), ("unipc", 6))
 LICENCE = "Apache-2.0"
 
@@ -45,6 +48,16 @@ class Result:
         return f"{self.solver}, {self.nfe} evaluations"
 
 
+@dataclass(frozen=True)
+class Guided:
+    """Pictures (n, 1, 8, 8) of all classes in turn at one weight, and how many are taken for what they should be."""
+
+    weight: float
+    samples: np.ndarray
+    verdict: Verdict
+    accuracy: float
+
+
 def main() -> None:
     args = parse()
     out: Path = args.out
@@ -53,12 +66,12 @@ def main() -> None:
     shutil.rmtree(run, ignore_errors=True)
 
     began = time.perf_counter()
-    command("train", "--preset", args.preset, "--out", run, "--threads", THREADS)
+    command("train", "--preset", args.preset, "--labels", "--out", run, "--threads", THREADS)
     trained = time.perf_counter() - began
     command("export", run, "--out", bundle, "--name", "digits", "--licence", LICENCE)
     command("parity", bundle, "--solver", "ddpm", "--num", 2, "--out", out, "--threads", THREADS)
-    command("sample", bundle, "--solver", "ddpm", "--num", SHOWN, "--out", out / "digits.png",
-            "--animate", out / "denoising.gif", "--threads", THREADS)  # fmt: skip
+    command("sample", bundle, "--solver", "ddpm", "--num", SHOWN, "--label", ",".join(map(str, LABELS)),
+            "--out", out / "digits.png", "--animate", out / "denoising.gif", "--threads", THREADS)  # fmt: skip
 
     print("\njudging pictures of each solver by a classifier of real digits")
     judge = DigitJudge()
@@ -67,11 +80,13 @@ def main() -> None:
             measure(sampler, judge, solver, steps, args.num_chain if solver == "ddpm" else args.num)
             for solver, steps in SOLVERS
         ]
+        guided = [guide(sampler, judge, weight, args.num) for weight in WEIGHTS]
     draw(results, out / "samples.png")
-    report = render(results, judge, trained)
+    draw_classes(guided, out / "by_class.png")
+    report = render(results, guided, judge, trained)
     (out / "report.md").write_text(report)
     print(report)
-    print(f"written to {out}: samples.png, denoising.gif, parity.png, report.md, bundle/")
+    print(f"written to {out}: samples.png, by_class.png, denoising.gif, parity.png, report.md, bundle/")
     if args.install:
         shutil.rmtree(default_bundle(), ignore_errors=True)
         shutil.copytree(bundle, default_bundle())
@@ -101,12 +116,24 @@ def command(*words: object) -> None:
 
 
 def measure(sampler: Sampler, judge: DigitJudge, solver: str, steps: int | None, num: int) -> Result:
-    """Draw from seed 0, so that every solver starts from the same noise."""
+    """Draw all classes in turn from seed 0, so that every solver starts from the same noise."""
     plan = sampler.plan(solver, steps)
     began = time.perf_counter()
-    samples = sampler.sample(num, plan=plan, seed=0, batch_size=BATCH_SIZE, progress=True)
+    samples = sampler.sample(num, plan=plan, seed=0, condition=classes(num), batch_size=BATCH_SIZE, progress=True)
     seconds = time.perf_counter() - began
     return Result(solver, plan.nfe, samples, judge.judge(samples), seconds)
+
+
+def guide(sampler: Sampler, judge: DigitJudge, weight: float, num: int) -> Guided:
+    """The same noise at each weight, by the bundle's default solver."""
+    condition = classes(num)
+    samples = sampler.sample(num, seed=0, condition=condition, guidance=weight, batch_size=BATCH_SIZE, progress=True)
+    accuracy = float(np.mean(judge.classify(samples) == condition["labels"]))
+    return Guided(weight, samples, judge.judge(samples), accuracy)
+
+
+def classes(num: int) -> dict[str, np.ndarray]:
+    return {"labels": np.resize(LABELS, num)}
 
 
 def draw(results: list[Result], path: Path) -> None:
@@ -125,7 +152,13 @@ def draw(results: list[Result], path: Path) -> None:
     pyplot.close(figure)
 
 
-def render(results: list[Result], judge: DigitJudge, trained: float) -> str:
+def draw_classes(guided: list[Guided], path: Path) -> None:
+    """A column a class, a row a weight, the same noise down each column."""
+    samples = np.concatenate([result.samples[: len(LABELS)] for result in guided])
+    grid(samples, columns=len(LABELS)).save(path)
+
+
+def render(results: list[Result], guided: list[Guided], judge: DigitJudge, trained: float) -> str:
     """The report; every figure in it was measured in this run."""
     real = judge.real
     rows = [
@@ -138,13 +171,20 @@ def render(results: list[Result], judge: DigitJudge, trained: float) -> str:
         f"| {v.nearest_least:.2f} | {milliseconds} |"
         for name, nfe, count, v, milliseconds in rows
     )
+    best = max(guided, key=lambda result: result.accuracy)
+    weights = ", ".join(f"{result.weight:g}" for result in guided)
+    by_weight = "\n".join(
+        f"| {g.weight:g} | {len(g.samples)} | {g.accuracy:.1%} | {g.verdict.top_probability:.3f} "
+        f"| {g.verdict.nearest_median:.2f} | {g.verdict.nearest_least:.2f} |"
+        for g in guided
+    )
     return f"""# Digits, from training to pictures
 
 {packages}; Python {platform.python_version()}, {platform.machine()}, {THREADS} threads. Training took {trained:.0f} s.
 
 ![samples of each solver](samples.png)
 
-The same place in each panel starts from the same noise.
+The same place in each panel starts from the same noise. All of them draw the ten digits in turn, without guidance.
 
 | | evaluations | pictures | mean top probability | rarest digit | nearest real one: median | least | ms each |
 |---|---|---|---|---|---|---|---|
@@ -153,6 +193,19 @@ The same place in each panel starts from the same noise.
 Drawn through ONNX Runtime in batches of {BATCH_SIZE}. The judge is a small neural network
 trained on the real training digits; it recognises {judge.accuracy:.1%} of the held-out ones. Distances to the nearest
 training picture are Euclidean, in network range: a copy of it would be at 0.
+
+## By class, with guidance
+
+![a column a class, a row a weight of guidance](by_class.png)
+
+A column for each digit asked for; the rows are guided with the weights {weights}, from the same noise. At 0 the label
+is not heard, at 1 it is heard as it is, above 1 it is exaggerated.
+
+| weight | pictures | taken for the digit asked for | mean top probability | nearest real one: median | least |
+|---|---|---|---|---|---|
+{by_weight}
+
+The best weight here is {best.weight:g}.
 
 ![denoising](denoising.gif)
 

@@ -16,8 +16,11 @@ GOLDEN = Path(__file__).parent / "golden"
 DIGESTS = {
     "1.0": "sha256:2366f584789a53330bab3ad2cdc8e3a4e5d0180b427f89de84c21cc9e7eada32",
     "1.1": "sha256:d4ed202588a9fd7ae9667ac74ecfd78c512ffb17265511ea5dd2902df68941b9",
+    "1.2": "sha256:e21526dd672aca67e5c720e4139586fcb4c5dfb6d76218fdb00e7d5c7737043b",
 }
-SAMPLERS = {"1.0": [], "1.1": ["sampler.fp32.onnxruntime-cpu.onnx"]}
+SAMPLER = "sampler.fp32.onnxruntime-cpu.onnx"
+SAMPLERS = {"1.0": [], "1.1": [SAMPLER], "1.2": [SAMPLER]}
+NULLS = {"1.0": None, "1.1": None, "1.2": 3}
 
 
 @pytest.mark.parametrize("version", DIGESTS)
@@ -30,6 +33,7 @@ def test_golden_bundle_reads(version: str) -> None:
     assert manifest.schedule == NoiseSchedule.linear(20, 1e-3, 0.2)
     assert (manifest.output.scale, manifest.output.units, manifest.clip) == ((8.0,), "ink, 0 to 16", (-1.0, 1.0))
     assert manifest.conditions[0].classes == ("zero", "one", "two")
+    assert manifest.conditions[0].null == NULLS[version]
     assert (manifest.defaults.solver, manifest.defaults.options) == ("ddpm", {"variance": "large"})
     assert [f.path for f in manifest.all_files] == [
         "denoiser.fp32.onnx",
@@ -54,5 +58,9 @@ def test_golden_bundle_still_gives_its_recorded_trajectory(version: str, backend
     run = read_reference(bundle.open_bytes(bundle.manifest.reference)).trajectory
     assert run.noise is not None
     with Sampler.load(bundle, backend=backend, threads=1) as sampler:
-        samples = sampler.sample(x_T=run.x_T, plan=run.plan, noise=run.noise, condition=run.conditions)
+        weights = 1.0 if run.guidance is None else run.guidance
+        samples = sampler.sample(
+            x_T=run.x_T, plan=run.plan, noise=run.noise, condition=run.conditions, guidance=weights
+        )
+    assert (run.guidance is None) == (NULLS[version] is None)
     np.testing.assert_allclose(samples, run.states[-1], atol=1e-5)

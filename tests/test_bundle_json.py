@@ -85,6 +85,7 @@ def test_manifest_survives_json_without_loss() -> None:
         ("conditions.1.classes", ["a"], "conditions[1].classes"),
         ("conditions.0.null", 1, "conditions[0].null: got 1, expected a whole number in [2,"),
         ("conditions.0.null", 2.0, "conditions[0].null: got 2.0, expected a whole number"),
+        ("conditions.1.null", 1e300, "conditions[1].null: got 1e+300, expected a number that float32 can hold"),
         ("conditions.1.null", "none", "conditions[1].null: got 'none', expected a number"),
         ("defaults.steps", 11, "defaults.steps: got 11, expected a whole number in [1, 10]"),
         ("defaults.options", [], "defaults.options: got [], expected an object"),

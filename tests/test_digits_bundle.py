@@ -47,11 +47,18 @@ def test_the_judge_knows_real_digits(judge: DigitJudge) -> None:
 def test_its_pictures_are_taken_for_real_digits_and_are_no_copies(
     sampler: Sampler, judge: DigitJudge, solver: str, num: int
 ) -> None:
-    verdict = judge.judge(sampler.sample(num, solver=solver, seed=0, batch_size=100))
+    labels = {"labels": np.arange(num) % 10}
+    verdict = judge.judge(sampler.sample(num, solver=solver, seed=0, condition=labels, batch_size=100))
     assert verdict.top_probability >= judge.real.top_probability - 0.05
     assert min(verdict.shares) >= 0.03
     assert verdict.nearest_least > 0.5
     assert verdict.nearest_median > 0.8 * judge.real.nearest_median
+
+
+def test_its_pictures_are_of_the_digit_that_is_asked_for(sampler: Sampler, judge: DigitJudge) -> None:
+    labels = np.arange(500) % 10
+    pictures = sampler.sample(500, seed=0, condition={"labels": labels}, guidance=2.0, batch_size=100)
+    assert np.mean(judge.classify(pictures) == labels) >= 0.97
 
 
 def test_the_judge_is_not_fooled_by_noise_or_copies(judge: DigitJudge) -> None:

@@ -24,8 +24,9 @@ def numbers(*shape: int) -> np.ndarray:
 def sample_reference(solver: str = "ddpm") -> Reference:
     plan = PLANS[solver]
     noise = None if plan.is_deterministic else numbers(3, 2, 4, 4)
+    guidance = np.array([2.0, 0.5], np.float32)
     run = Trajectory(
-        plan, numbers(2, 4, 4), noise, numbers(3, 2, 4, 4), numbers(4, 2, 4, 4), {"labels": np.array([1, 2])}
+        plan, numbers(2, 4, 4), noise, numbers(3, 2, 4, 4), numbers(4, 2, 4, 4), {"labels": np.array([1, 2])}, guidance
     )
     return Reference(numbers(5, 4, 4), np.arange(5, dtype=np.float32), numbers(5, 4, 4), run, {"labels": np.arange(5)})
 
@@ -40,7 +41,7 @@ def test_reference_survives_storage_without_loss(solver: str) -> None:
     assert read.trajectory.plan == PLANS[solver]
     for name in ("x", "t", "prediction"):
         np.testing.assert_array_equal(getattr(read, name), getattr(reference, name))
-    for name in ("x_T", "predictions", "states"):
+    for name in ("x_T", "predictions", "states", "guidance"):
         np.testing.assert_array_equal(getattr(read.trajectory, name), getattr(reference.trajectory, name))
     assert (read.trajectory.noise is None) == (solver == "unipc")
     np.testing.assert_array_equal(read.conditions["labels"], np.arange(5))
@@ -65,6 +66,7 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         dataclasses.replace(good, prediction=good.prediction * np.nan),
         dataclasses.replace(good, conditions={"labels": np.arange(4)}),
         dataclasses.replace(good, trajectory=dataclasses.replace(run, noise=None)),
+        dataclasses.replace(good, trajectory=dataclasses.replace(run, guidance=np.ones(3, np.float32))),
         dataclasses.replace(good, trajectory=dataclasses.replace(run, states=run.states[:-1])),
         dataclasses.replace(good, trajectory=dataclasses.replace(run, x_T=run.x_T[:0])),
     ]

@@ -132,3 +132,61 @@ def test_a_bad_argument_is_one_line_and_exit_code_2(sample, words: list, message
 def test_a_missing_bundle_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "x.png")]) == 2
     assert "nothing: no such bundle" in capsys.readouterr().err
+
+
+@pytest.fixture
+def guided(guided_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """As `sample`, on a bundle with the classes a, b and c and a null class."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = main([str(guided_bundle), "--out", "x.npy", "--steps", "3", *map(str, words)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"), [("b", [1] * 4), ("1", [1] * 4), ("c, a,b", [2, 0, 1, 2]), ("none,2", [3, 2, 3, 2])]
+)
+def test_labels_are_named_or_numbered_and_spread_over_the_samples(
+    guided, guided_bundle: Path, text: str, labels: list[int]
+) -> None:
+    assert guided("--num", 4, "--label", text)[0] == 0
+    condition = {"labels": np.array(labels)}
+    np.testing.assert_array_equal(np.load("x.npy"), drawn(guided_bundle, 4, steps=3, condition=condition))
+
+
+def test_guidance_and_its_interval_reach_the_sampler(guided, guided_bundle: Path) -> None:
+    assert guided("--num", 2, "--label", "c", "--guidance", 3, "--guidance-interval", "20,80")[0] == 0
+    request = {"condition": {"labels": 2}, "guidance": 3.0, "guidance_interval": (20, 80)}
+    np.testing.assert_array_equal(np.load("x.npy"), drawn(guided_bundle, 2, steps=3, **request))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label", "d"], "label: got 'd', expected one of a, b, c, or a number from 0 to 2"),
+        (["--label", "3"], "label: got '3', expected one of a, b, c"),
+        (["--guidance", "2"], "guidance: got a weight, but no condition"),
+        (["--label", "a", "--condition", "labels=y.npy"], "--label: given together with --condition labels"),
+        (["--label", "a", "--guidance-interval", "1,2"], "guidance_interval: given beside a guidance of 1"),
+    ],
+)
+def test_steering_that_cannot_be_meant_exits_2(guided, words: list[str], message: str) -> None:
+    np.save("y.npy", np.zeros(16, np.int64))
+    code, _, error = guided(*words)
+    assert code == 2
+    assert message in error
+
+
+def test_a_label_for_a_bundle_without_classes_exits_2(sample) -> None:
+    code, _, error = sample("--out", "x.npy", "--label", 7)
+    assert code == 2
+    assert "label: got '7', but the bundle has no one condition with classes; it has none" in error
+
+
+def test_an_interval_that_is_none_is_refused_by_the_parser(guided, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        guided("--guidance-interval", "20")
+    assert "got '20', expected LOW,HIGH, such as 100,800" in capsys.readouterr().err

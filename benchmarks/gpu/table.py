@@ -13,7 +13,6 @@ from benchmarks.gpu.peers import COMPILEDS, EAGERS
 from ddpm_deploy.bench.record import OWN, PEER, Report, Row
 from ddpm_deploy.bench.report.views import flags
 from ddpm_deploy.bench.report.words import times_interval
-from ddpm_deploy.bench.statistics import paired_ratio
 
 BUSY = "wall over device-busy, batch 1"
 NARROW = ("bf16", "fp16")
@@ -64,7 +63,7 @@ def _speed_ups(report: Report, model: str, batch: int, names: Sequence[str], wha
         for rows in _groups(report, model, batch, precision):
             ours, peer = _fastest(rows, lambda row: row.kind == OWN), _fastest(rows, _is_peer(names, precision))
             if ours is not None and peer is not None:
-                ratio = paired_ratio(peer.samples_s, ours.samples_s)
+                ratio = peer.times_over(ours)
                 value = f"{times_interval(ratio)}, {ours.solver} {ours.nfe}"
                 settings: Any = {"by": ours.contender, "ok": ratio.value >= target, "but": _reservations(ours, peer)}
                 found.append(Figure(title, f">= {target:g}x", value, **settings))

@@ -27,8 +27,9 @@ from ddpm_deploy.bundle.manifest import BATCH
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 
 VERSION = openvino.__version__.partition("-")[0]
-HINTS = {"fp32": "f32", "bf16": "bf16"}
-NEEDS = {"fp32": "FP32", "bf16": "BF16"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8-bf16": "bf16"}
+NEEDS = {"fp32": "FP32", "bf16": "BF16", "int8-bf16": "BF16"}
+FILES = {"bf16": "fp32", "int8-bf16": "int8"}  # whose file a precision reads, where it is not its own
 OPTIONS: frozenset[str] = frozenset()
 
 
@@ -52,7 +53,7 @@ class OpenVinoBackend(GuardedBackend):
         device: str = "cpu",
         threads: int | None = None,
     ) -> OpenVinoBackend:
-        """Compile an ONNX model held in memory; bf16 rounds inside the runtime and needs a CPU that computes in it."""
+        """Compile an ONNX model held in memory; bf16 is rounded to inside the runtime, on a CPU that computes in it."""
         core, target = _core(os.getpid()), device.upper()
         if target not in core.available_devices:
             have = ", ".join(map(str.lower, core.available_devices))
@@ -163,9 +164,11 @@ def load(
     threads: int | None,
     options: Mapping[str, Any],
 ) -> Backend:
-    """Open the bundle's file for OpenVINO, from the very bytes whose hash was checked; bf16 reads the fp32 file."""
-    stored = "fp32" if precision == "bf16" else precision
-    file = bundle.file(role, stored, "openvino")
+    """Open the bundle's file for OpenVINO, from the very bytes whose hash was checked.
+
+    precision: "bf16" is the fp32 file, and "int8-bf16" the int8 file, whose float part is computed in bf16.
+    """
+    file = bundle.file(role, FILES.get(precision, precision), "openvino")
     model = open_whole(OpenVinoBackend.name, bundle, file)
     return OpenVinoBackend.from_bytes(
         model, file.inputs, file.outputs, precision=precision, device=device, threads=threads
@@ -178,7 +181,7 @@ def precision_hint(precision: str, device: str, capabilities: Collection[str]) -
     if needed is not None and needed not in capabilities:
         raise BackendUnavailable(
             f"openvino: {device} does not compute in {precision}: got capabilities {', '.join(sorted(capabilities))}, "
-            f"expected {needed} (avx512_bf16 or AMX on x86-64); use precision 'fp32'"
+            f"expected {needed} (avx512_bf16 or AMX on x86-64); use precision {_without_bf16(precision)!r}"
         )
     return HINTS.get(precision, "f32")
 
@@ -187,7 +190,12 @@ def check_precision(precision: str, actual: str) -> None:
     """Raise BackendUnavailable if OpenVINO took another precision than it was told."""
     expected = HINTS.get(precision, "f32")
     if actual != expected:
-        raise BackendUnavailable(f"openvino: compiled in {actual}, expected {expected}; use precision 'fp32'")
+        other = _without_bf16(precision)
+        raise BackendUnavailable(f"openvino: compiled in {actual}, expected {expected}; use precision {other!r}")
+
+
+def _without_bf16(precision: str) -> str:
+    return "int8" if precision.startswith("int8") else "fp32"
 
 
 def _capabilities(core: Any, target: str) -> Collection[str]:

@@ -33,7 +33,8 @@ MIN_RUNS, MAX_RUNS = 10, 300  # of the profiler, whose trace grows with each
 Shapes = Mapping[str, Sequence[int]]
 Check = dict[str, Any]
 
-OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}  # of what the graph leaves in float
+# Of what the graph leaves in float.
+OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8-bf16": "bf16"}
 NUMPY_TYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",

@@ -211,7 +211,8 @@ def _pair(before: Row, after: Row, old: Report, new: Report, wanted: str | None)
 def _ratio(row: Row, peers: Mapping[str, Row], names: Sequence[str]) -> Interval:
     """Of the row's times over the geometric mean of the named peers' in the same round."""
     logs = [[math.log(seconds) for seconds in peers[name].samples_s] for name in names]
-    return paired_ratio(row.samples_s, [math.exp(sum(at) / len(at)) for at in zip(*logs, strict=True)])
+    together = [math.exp(sum(at) / len(at)) for at in zip(*logs, strict=True)]
+    return paired_ratio(row.samples_s, together, row.openings)
 
 
 def _unrest(old: Report, new: Report) -> float:

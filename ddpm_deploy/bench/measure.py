@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ WINDOW = 3  # rounds that are compared with as many before them
 STABLE = 0.05
 SHORT_S = 0.05  # where a contender of a group is shorter than this, every call is preceded by an untimed one,
 LONG_S = 1.0  # unless it is longer than this itself
+OPENINGS = 6
 
 Clock = Callable[[], float]
 
@@ -49,14 +50,27 @@ class Effort:
     max_rounds: int = 300
     max_warmup: int = 30
 
+    def part(self, n: int) -> Effort:
+        """The n-th part of it, each with a warm-up of its own."""
+        return replace(
+            self,
+            budget_s=self.budget_s / n,
+            min_rounds=-(-self.min_rounds // n),
+            max_rounds=-(-self.max_rounds // n),
+        )
+
 
 @dataclass(frozen=True)
 class Rounds:
-    """seconds: of each contender, (R,), the same round at the same place. stable: whether the warm-up levelled out."""
+    """seconds: of each contender, (R,), the same round at the same place. stable: whether the warm-up levelled out.
+
+    openings: how many of the rounds followed each opening of the contenders.
+    """
 
     seconds: Mapping[str, list[float]]
     warmup_rounds: int
     stable: bool
+    openings: tuple[int, ...]
 
 
 def interleave(
@@ -91,7 +105,38 @@ def interleave(
                 seconds[names[k]].append(contenders[k].seconds(clock))
             gc.collect(0)
             on_round()
-    return Rounds(seconds, len(warmup[names[0]]), stable)
+    return Rounds(seconds, len(warmup[names[0]]), stable, (len(seconds[names[0]]),))
+
+
+def interleave_anew(
+    contenders: Sequence[Contender],
+    again: Callable[[int], Sequence[Contender]],
+    effort: Effort,
+    openings: int = OPENINGS,
+) -> Rounds:
+    """`interleave` in several parts, before each of which but the first `again(k)` opens all contenders anew.
+
+    A copy of a program keeps the memory that it was given: the copy is part of what is measured, and one is no sample.
+    stable: whether most of the warm-ups levelled out.
+    """
+    parts = []
+    for k in range(openings):
+        parts.append(interleave(again(k) if k else contenders, effort.part(openings), seed=k))
+    return Rounds(
+        {one.name: [s for part in parts for s in part.seconds[one.name]] for one in contenders},
+        sum(part.warmup_rounds for part in parts),
+        sum(part.stable for part in parts) > openings / 2,
+        tuple(count for part in parts for count in part.openings),
+    )
+
+
+def opening_order(n: int, opening: int) -> list[int]:
+    """In which order n contenders are opened for the k-th time; every second order is the one before, backwards.
+
+    So what hangs on the place in the order, as memory does, is the same for all in the mean.
+    """
+    order = list(range(n)) if opening < 2 else np.random.default_rng(opening // 2).permutation(n).tolist()
+    return order[::-1] if opening % 2 else order
 
 
 def _goes_on(rounds: int, spent_s: float, effort: Effort) -> bool:
@@ -107,7 +152,7 @@ def _warm_up(contenders: Sequence[Contender], effort: Effort, clock: Clock) -> t
             seconds[contender.name].append(contender.seconds(clock))
         if all(levelled_out(times) for times in seconds.values()):
             return seconds, True
-        if rounds > WINDOW and clock() - began > effort.budget_s:
+        if rounds >= 2 * WINDOW and clock() - began > effort.budget_s:
             break
     return seconds, False
 

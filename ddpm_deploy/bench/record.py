@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ddpm_deploy.bench.statistics import Summary, summarise
+from ddpm_deploy.bench.statistics import Interval, Summary, paired_ratio, summarise
 from ddpm_deploy.strict import from_dict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OWN, PEER, TWIN = "own", "peer", "twin"
 KINDS = (OWN, PEER, TWIN)
 FILE = "report.json"
@@ -42,6 +42,7 @@ class Row:
     suite: step, sampling, deadline, ... group: what was asked of all, such as "one evaluation, batch 8".
     kind: own, peer, or twin (a second copy of an own row, which shows the noise). batch: samples a call draws.
     nfe: evaluations of the network in one call. samples_s: seconds of one call, round by round.
+    openings: how many of the samples followed each opening of the contenders; empty where they were opened once.
     percent_of_limit: of the hardware's limit, which `limit` names. command: what measures this row alone.
     extra: rows of the suite "deadline" have period_ms, missed, of; a twin may name its row in `of`, else it is called
     as that row and " (twin)".
@@ -65,11 +66,16 @@ class Row:
     stable: bool = True
     note: str = ""
     extra: Json = field(default_factory=dict)
+    openings: tuple[int, ...] = ()
 
     @cached_property
     def summary(self) -> Summary:
         """Medians and percentiles of the samples, in seconds."""
         return summarise(self.samples_s)
+
+    def times_over(self, other: Row) -> Interval:
+        """How many times as long as another row of the same rounds it took."""
+        return paired_ratio(self.samples_s, other.samples_s, self.openings)
 
     @property
     def per_evaluation_s(self) -> float:
@@ -163,8 +169,12 @@ def _row(plain: Any, where: str) -> Row:
     row = from_dict(Row, values, where)
     if row.kind not in KINDS or not row.samples_s:
         raise ValueError(f"{where}: got kind {row.kind!r}, {len(row.samples_s)} samples, expected one of {KINDS}")
-    if not all(0 < seconds < math.inf for seconds in (*row.samples_s, row.batch, row.nfe)):
-        raise ValueError(f"{where}: samples_s, batch, nfe: got one that is not a positive number; measure again")
+    if not all(0 < seconds < math.inf for seconds in (*row.samples_s, *row.openings, row.batch, row.nfe)):
+        raise ValueError(
+            f"{where}: samples_s, openings, batch, nfe: got one that is not a positive number; measure again"
+        )
+    if row.openings and sum(row.openings) != len(row.samples_s):
+        raise ValueError(f"{where}: openings: got {sum(row.openings)} rounds, expected {len(row.samples_s)}")
     return row
 
 

@@ -14,6 +14,8 @@ CONFIDENCE = 0.95
 BEYOND = 5  # samples that must lie beyond a percentile for it to be quoted
 QUOTABLE = 0.05  # half-width of the median's interval over the median, at most
 
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201)  # t of 97.5 %, 1 to 11 degrees
+
 Array = NDArray[Any]
 
 
@@ -71,12 +73,30 @@ def percentile(samples: ArrayLike, part: float) -> float | None:
     return float(np.quantile(values, part))
 
 
-def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
-    """The median over the rounds of one contender's time over another's in the same round."""
+def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], openings: Sequence[int] = ()) -> Interval:
+    """The median over the rounds of one contender's time over another's in the same round.
+
+    openings: how many of the rounds followed each opening of the contenders, where they were opened several times. The
+    geometric mean of the openings' medians then is the value. Which memory a copy gets changes its speed by a percent
+    and stays the same for all of its rounds, so the interval is Student's over the openings, not the rounds (Kalibera
+    and Jones 2013).
+    """
     above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     if above.shape != below.shape or not above.size:
         raise ValueError(f"rounds: got {above.size} and {below.size}, expected the same number, at least one")
-    return bootstrap_median(above / below)
+    if len(openings) < 2:
+        return bootstrap_median(above / below)
+    if sum(openings) != above.size or not min(openings) > 0:
+        raise ValueError(f"openings: got {list(openings)}, expected parts of {above.size} rounds")
+    parts = np.split(np.log(above / below), np.cumsum(openings)[:-1])
+    return _student(np.array([np.median(part) for part in parts]))
+
+
+def _student(logs: Array) -> Interval:
+    """The geometric mean of some ratios from their logarithms, at most `len(STUDENT) + 1` of them."""
+    middle, degrees = logs.mean(), len(logs) - 1
+    width = STUDENT[degrees - 1] * logs.std(ddof=1) / np.sqrt(len(logs))
+    return Interval(*(float(np.exp(edge)) for edge in (middle, middle - width, middle + width)))
 
 
 def bootstrap_median(values: Array, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES) -> Interval:

@@ -180,6 +180,9 @@ def _condition(value: Any, where: str) -> Condition:
 
 def _null(value: Any, where: str, dtype: str, classes: int) -> int | float:
     if "float" in dtype:
+        greatest = float(np.finfo(dtype).max)
+        if not -greatest <= number(value, where) <= greatest:
+            raise refuse(where, value, f"a number that {dtype} can hold")
         return number(value, where)
     if dtype == "bool":
         raise refuse(where, value, "null, as neither of true and false can stand for neither")

@@ -14,7 +14,8 @@ def fold_attention(network: nn.Module) -> nn.Module:
     """A copy of the network whose single-head attentions have two projections instead of four.
 
     The score of two pixels is (Wq x + bq) . (Wk y + bk); what does not depend on y leaves the softmax alone, so that
-    one projection of x, by Wk^T Wq, is enough. The softmax sums to one, so that the output projection moves onto v.
+    one projection of x, by Wk^T Wq, is enough. The softmax sums to one, so that values may be mixed before they are
+    projected, and the output projection joins theirs. Nothing is cut into parts, which runtimes do by copying.
     """
     folded = copy.deepcopy(network)
     for parent in list(folded.modules()):
@@ -34,19 +35,25 @@ class FoldedAttention(nn.Module):
         bq, _, bv = torch.chunk(_bias(attention.qkv), 3)
         Wo, scale = _matrix(attention.out), channels**-0.5
         self.norm = attention.norm
-        self.project = nn.Conv2d(channels, 2 * channels, 1)
-        weight = torch.cat([scale * Wk.T @ Wq, Wo @ Wv])
-        self.project.weight.data = weight[:, :, None, None].float()
-        self.project.bias.data = torch.cat([scale * Wk.T @ bq, Wo @ bv + _bias(attention.out)]).float()  # type: ignore[union-attr]
+        self.score = _conv(scale * Wk.T @ Wq, scale * Wk.T @ bq)
+        self.value = _conv(Wo @ Wv, Wo @ bv + _bias(attention.out))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W)."""
         channels, height, width = x.shape[1:]
-        k = self.norm(x)
-        q, v = (part.reshape(-1, channels, height * width) for part in self.project(k).chunk(2, dim=1))
-        weights = torch.softmax(q.transpose(1, 2) @ k.reshape(-1, channels, height * width), dim=-1)  # (B, HW, HW)
-        out: Tensor = x + (v @ weights.transpose(1, 2)).reshape(-1, channels, height, width)
+        normed = self.norm(x)
+        y, q = (part.reshape(-1, channels, height * width) for part in (normed, self.score(normed)))
+        weights = torch.softmax(q.transpose(1, 2) @ y, dim=-1)  # (B, HW, HW)
+        mixed = (y @ weights.transpose(1, 2)).reshape(-1, channels, height, width)
+        out: Tensor = x + self.value(mixed)
         return out
+
+
+def _conv(matrix: Tensor, bias: Tensor) -> nn.Conv2d:
+    """The 1x1 convolution that multiplies every pixel by a matrix."""
+    conv = nn.Conv2d(matrix.shape[1], matrix.shape[0], 1)
+    conv.weight.data, conv.bias.data = matrix[:, :, None, None].float(), bias.float()  # type: ignore[union-attr]
+    return conv
 
 
 def _matrix(conv: nn.Conv2d) -> Tensor:

@@ -20,6 +20,7 @@ from ddpm_deploy.export.emulate import emulate
 from ddpm_deploy.export.evaluate import evaluator
 from ddpm_deploy.export.nonfinite import first_nonfinite
 from ddpm_deploy.export.options import Options
+from ddpm_deploy.export.record import GUIDANCE
 from ddpm_deploy.export.weights import in_memory
 from ddpm_deploy.guidance import guided_feeds
 from ddpm_deploy.noise import initial_noise, noise_source

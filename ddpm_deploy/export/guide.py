@@ -12,6 +12,7 @@ from ddpm_deploy.bundle import TensorSpec
 from ddpm_deploy.export.nodes import WEIGHTS, Nodes, place
 from ddpm_deploy.export.update import halves, weighted_sum
 
+END = 2**62  # of a slice that takes all the rest
 Nulls = Mapping[str, int | float]  # of the conditions that have one; without any, nothing is guided
 
 
@@ -36,18 +37,47 @@ def predict(
     weight: str | None,
     *,
     learned_variance: bool,
+    spares: bool = False,
     activations: str = WEIGHTS,
 ) -> str:
     """Append the denoiser and give the name of its prediction (B, *S').
 
-    x: (B, *S). t: (B,). conditions: what `steering` gives. weight: None without guidance. activations: see `place`.
+    x: (B, *S). t: (B,). conditions: what `steering` gives. weight: None without guidance. spares: evaluate no second
+    half where every weight is 1; a runtime must then let the batch depend on data. activations: see `place`.
     """
     if weight is None:
         return place(nodes, denoiser, {"x": x, "t": t, **conditions}, activations)
-    both = {name: nodes("Concat", tensor, tensor, axis=0) for name, tensor in (("x", x), ("t", t))}
-    m = place(nodes, denoiser, {**both, **conditions}, activations)
-    toward, away = nodes.several("Split", [m], 2, axis=0, num_outputs=2)
+    own = {"x": x, "t": t}
+    if spares:
+        toward, away = _spared(nodes, denoiser, own, conditions, weight, activations)
+    else:
+        both = {name: nodes("Concat", tensor, tensor, axis=0) for name, tensor in own.items()}
+        m = place(nodes, denoiser, {**both, **conditions}, activations)
+        toward, away = nodes.several("Split", [m], 2, axis=0, num_outputs=2)
     return _blend(nodes, toward, away, weight, learned_variance)
+
+
+def _spared(
+    nodes: Nodes,
+    denoiser: onnx.ModelProto,
+    own: Mapping[str, str],
+    conditions: Mapping[str, str],
+    weight: str,
+    activations: str,
+) -> tuple[str, str]:
+    """Both halves; where every weight is 1 the first one for either, as only that was evaluated."""
+    zero, batch = nodes.integers([0]), nodes("Shape", own["x"], start=0, end=1)
+    furthest = nodes("ReduceMax", nodes("Abs", nodes("Sub", weight, nodes.number(1))), keepdims=0)
+    guided = nodes("Cast", nodes("Cast", furthest, to=onnx.TensorProto.BOOL), to=onnx.TensorProto.INT64)
+    extra = nodes("Mul", batch, guided)
+    wires = {
+        name: nodes("Concat", tensor, nodes("Slice", tensor, zero, extra, zero), axis=0) for name, tensor in own.items()
+    }
+    total = nodes("Add", batch, extra)
+    wires |= {name: nodes("Slice", tensor, zero, total, zero) for name, tensor in conditions.items()}
+    m = place(nodes, denoiser, wires, activations)
+    toward, rest = nodes("Slice", m, zero, batch, zero), nodes("Slice", m, batch, nodes.integers([END]), zero)
+    return toward, nodes("Slice", nodes("Concat", rest, toward, axis=0), zero, batch, zero)
 
 
 def _both(nodes: Nodes, condition: TensorSpec, null: int | float | None) -> str:

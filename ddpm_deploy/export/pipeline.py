@@ -179,13 +179,14 @@ class _Work:
             with evaluator(model) as candidate:
                 return gate.measure(candidate, JUDGED_TIMESTEPS).excess(budget)
 
-        symmetric = TARGETS[file.target].symmetric
-        whole = quantise(graph, feeds, symmetric=symmetric)
+        form = TARGETS[file.target].int8
+        assert form is not None
+        whole = quantise(graph, feeds, form=form)
         if not options.rank_layers and excess(whole) <= 1:
             return whole
         try:
             model, self.layers[file.path] = quantise_within(
-                graph, feeds, 1.0, excess, symmetric=symmetric,
+                graph, feeds, 1.0, excess, form=form,
                 cost=next_state_cost(self._cost_steps, picture_range(gate.manifest)),
             )  # fmt: skip
         except ParityError:

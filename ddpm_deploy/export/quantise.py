@@ -19,6 +19,7 @@ from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType,
 from ddpm_deploy.errors import ExportError
 from ddpm_deploy.export.anatomy import Anatomy, consumers, lift_constants, name_nodes
 from ddpm_deploy.export.evaluate import reductions
+from ddpm_deploy.export.targets import Int8
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -30,17 +31,15 @@ def quantise(
     model: onnx.ModelProto,
     calibration: Sequence[Mapping[str, Array]],
     *,
-    symmetric: bool,
+    form: Int8,
     keep_float: Collection[str] = (),
 ) -> onnx.ModelProto:
     """A copy with int8 products; inputs and outputs stay float32.
 
-    calibration: feeds whose activations give the ranges. keep_float: names among `layers(model)` to leave alone.
-    symmetric: False for CPUs: unsigned activations, quantised outputs and biases, and weights of 7 bits, because
-    AVX2 without VNNI adds two products of 8 bits in 16 and saturates. True for TensorRT: signed activations around
-    zero, 8-bit weights, biases and outputs in float32.
+    calibration: feeds whose activations give the ranges. form: as the runtime wants it, see `Target`.
+    keep_float: names among `layers(model)` to leave alone.
     """
-    return insert(model, activation_ranges(model, calibration), symmetric=symmetric, keep_float=keep_float)
+    return insert(model, activation_ranges(model, calibration), form=form, keep_float=keep_float)
 
 
 def layers(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -73,9 +72,7 @@ def activation_ranges(model: onnx.ModelProto, calibration: Sequence[Mapping[str,
     return ranges
 
 
-def insert(
-    model: onnx.ModelProto, ranges: Ranges, *, symmetric: bool, keep_float: Collection[str] = ()
-) -> onnx.ModelProto:
+def insert(model: onnx.ModelProto, ranges: Ranges, *, form: Int8, keep_float: Collection[str] = ()) -> onnx.ModelProto:
     """As `quantise`, with ranges that are known already."""
     named, found = prepared(model), layers(model)
     unknown = set(keep_float) - set(found)
@@ -84,8 +81,8 @@ def insert(
     chosen = [name for name in found if name not in keep_float]
     if not chosen:
         return named
-    quantised = _quantised(named, chosen, ranges, symmetric)
-    _free_other_readers(quantised.graph, set(chosen), rounded_outputs=not symmetric)
+    quantised = _quantised(named, chosen, ranges, form)
+    _free_other_readers(quantised.graph, set(chosen), form.rounded_outputs)
     return _tidied(quantised, model)
 
 
@@ -97,9 +94,10 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _quantised(model: onnx.ModelProto, chosen: Sequence[str], ranges: Ranges, symmetric: bool) -> onnx.ModelProto:
+def _quantised(model: onnx.ModelProto, chosen: Sequence[str], ranges: Ranges, form: Int8) -> onnx.ModelProto:
+    symmetric = form.symmetric
     options: dict[str, Any] = {"WeightSymmetric": True, "ActivationSymmetric": symmetric, "QuantizeBias": not symmetric}
-    if symmetric:
+    if not form.rounded_outputs:
         options["OpTypesToExcludeOutputQuantization"] = list(OPERATORS)
     ends = {name: tuple(np.array(bound, np.float32) for bound in bounds) for name, bounds in ranges.items()}
     with _root_log_left_alone():

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddpm_deploy.bundle import Manifest
+from ddpm_deploy.guidance import guided_feeds
 from ddpm_deploy.noise import noise_source
 from ddpm_deploy.parity.next_state import Evaluate, ddpm_plan, short_plan, teacher_forced
 from ddpm_deploy.reference import Reference, Trajectory
@@ -18,6 +19,7 @@ from ddpm_deploy.reference import Reference, Trajectory
 SEED = 0
 POINTS = 8  # single evaluations at least
 SAMPLES = 7  # that the points are taken from, in turn
+GUIDANCE = np.array([2.0, 0.5], np.float32)  # of the trajectory's samples
 LARGE = 2**14  # elements; from here on one sample is enough
 
 Array = NDArray[Any]
@@ -35,7 +37,7 @@ def torch_evaluate(network: nn.Module) -> Evaluate:
 
 
 def make_reference(reference: Evaluate, manifest: Manifest, conditions: Mapping[str, Array]) -> Reference:
-    """Evaluations spread over all timesteps, and a trajectory of the model's default solver.
+    """Evaluations spread over all timesteps, and a trajectory of the model's default solver, guided where that can be.
 
     conditions: example values, at least two of each.
     """
@@ -59,9 +61,11 @@ def _points(reference: Evaluate, manifest: Manifest, conditions: Mapping[str, Ar
 def _trajectory(reference: Evaluate, manifest: Manifest, conditions: Mapping[str, Array]) -> Trajectory:
     plan, shape = short_plan(manifest), manifest.sample_shape
     batch = 2 if np.prod(shape) < LARGE else 1
-    steering = {name: array[:batch] for name, array in conditions.items()}
-    steps = list(teacher_forced(reference, manifest, plan, batch, steering, SEED))
+    steering, weight = {name: array[:batch] for name, array in conditions.items()}, GUIDANCE[:batch]
+    evaluate = guided_feeds(reference, manifest, weight) if manifest.guided else reference
+    steps = list(teacher_forced(evaluate, manifest, plan, batch, steering, SEED))
     draw = noise_source(SEED, range(batch), shape)
     noise = None if plan.is_deterministic else np.stack([draw(row) for row in range(len(plan))])
     states = np.stack([*(step.feeds["x"] for step in steps), steps[-1].following])
-    return Trajectory(plan, states[0], noise, np.stack([step.prediction for step in steps]), states, steering)
+    predictions = np.stack([step.prediction for step in steps])
+    return Trajectory(plan, states[0], noise, predictions, states, steering, weight if manifest.guided else None)

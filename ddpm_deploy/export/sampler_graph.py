@@ -23,6 +23,7 @@ from ddpm_deploy.plan.feeds import no_guidance, no_noise, plan_tables
 
 TABLES = ("predict", "clip", "update", "log_variance")
 BOTH = "both"  # the batch axis of what both halves of a guided evaluation take
+SPARING = ("onnxruntime-cpu", "openvino")  # let the batch of a row depend on its weights
 BAKING = ("onnxruntime-cpu", "onnxruntime-cuda")  # others freeze a default into a constant and drop the input
 
 
@@ -42,7 +43,8 @@ def build_sampler(
     inputs: of the denoiser: x, t and the conditions. default_plan: what runs when the tables are left out, for
     ONNX Runtime only; one that draws noise leaves `noise` required. state_size: fixes K; None leaves it free, but for
     TensorRT it is `STATE_SIZE`, to which smaller plans are padded. nulls: of the conditions that have one; with any,
-    the graph takes `guidance`, 1 by default where the tables have defaults, and evaluates a doubled batch in each row.
+    the graph takes `guidance`, 1 by default where the tables have defaults, and evaluates a doubled batch in each row;
+    on CPUs not in a row whose weights are all 1.
     """
     require_target(target)
     if default_plan is not None and target not in BAKING:
@@ -61,7 +63,7 @@ def build_sampler(
     image = TensorSpec("images", (BATCH, K or "K", *sample_shape), "float32")
     scanned = _row_specs(rows, image, {spec.name: spec for spec in taken})
     conditions = [replace(spec, shape=(BOTH if nulls else BATCH, *spec.shape[1:])) for spec in inputs[2:]]
-    body = _body(denoiser, (image, *conditions), scanned, K, learned_variance)
+    body = _body(denoiser, (image, *conditions), scanned, K, learned_variance, spares=target in SPARING)
     carried = [_first_state(nodes, rank, K), *steering(nodes, inputs[2:], nulls or {}).values()]
     final, *_ = nodes.several("Scan", [*carried, *rows.values()], len(carried), body=body, num_scan_inputs=len(rows))
     current(nodes, final, output="samples")
@@ -113,6 +115,8 @@ def _body(
     scanned: Sequence[TensorSpec],
     state_size: int | None,
     learned_variance: bool,
+    *,
+    spares: bool,
 ) -> onnx.GraphProto:
     """One row but for the weights: the state and the conditions in, the next state and the same conditions out."""
     nodes = Nodes("body")
@@ -121,7 +125,7 @@ def _body(
     row = {spec.name: f"body/row/{spec.name}" for spec in scanned}
     x = current(nodes, state.name)
     weight = weight_of(nodes, row["guidance"], len(carried[0].shape) - 2) if "guidance" in row else None
-    m = predict(nodes, denoiser, x, row["t"], wires, weight, learned_variance=learned_variance)
+    m = predict(nodes, denoiser, x, row["t"], wires, weight, learned_variance=learned_variance, spares=spares)
     new, _ = next_state(nodes, state.name, x, m, row["noise"], row, state_size)
     kept = [nodes("Identity", spec.name) for spec in steering]
     given = [replace(spec, name=name) for spec, name in zip((state, *steering), (new, *kept), strict=True)]

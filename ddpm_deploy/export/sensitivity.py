@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ddpm_deploy.errors import ParityError
 from ddpm_deploy.export.evaluate import evaluator
 from ddpm_deploy.export.quantise import activation_ranges, insert, layers, prepared
+from ddpm_deploy.export.targets import Int8
 from ddpm_deploy.parity.next_state import Step, mean_error
 
 HEAD = 5  # layers shown in an error
@@ -52,7 +53,7 @@ def quantise_within(
     budget: float,
     measure: Measure,
     *,
-    symmetric: bool,
+    form: Int8,
     cost: Measure | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[onnx.ModelProto, tuple[Layer, ...]]:
@@ -66,7 +67,7 @@ def quantise_within(
     names = layers(model)
 
     def built(floating: Sequence[str]) -> onnx.ModelProto:
-        return insert(model, ranges, symmetric=symmetric, keep_float=floating)
+        return insert(model, ranges, form=form, keep_float=floating)
 
     costs = {}
     for name in names:

@@ -14,6 +14,7 @@ from typing import Any
 from ddpm_deploy.backends import BACKENDS, Backend, available_backends, open_backend
 from ddpm_deploy.bundle import Bundle, default_bundle, read_bundle
 from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path
+from ddpm_deploy.guidance import checked_guidance
 from ddpm_deploy.job import checked_count, example_conditions
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.parity import report
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--spacing", choices=SPACINGS, metavar="NAME", help=f"one of {', '.join(SPACINGS)}; default: the bundle's")
     add("--num", type=int, help=f"samples in the batch; default: {SAMPLES}")
     add("--seed", type=int, help=f"seed of the noise; default: {SEED}")
+    add("--guidance", type=float, metavar="W", help="weight, where the model can be guided; default: 1, without")
     add("--device", default="cpu", help="such as cpu or cuda:0")
     add("--threads", type=int, help="threads of one call; default: every CPU that the process may use")
     add("--max-step-error", type=_bound, help="budget of the relative error of one step; default: by precision")
@@ -63,6 +65,7 @@ def run(
     spacing: str | None,
     num: int | None,
     seed: int | None,
+    guidance: float | None,
     device: str,
     threads: int | None,
     max_step_error: float | None,
@@ -84,7 +87,7 @@ def run(
             for name, precision in wanted
         }
         if against == "reference":
-            _refuse_flags(solver, steps, spacing, num, seed)
+            _refuse_flags(solver, steps, spacing, num, seed, guidance)
             recorded = recorded_reference(read)
             with _bar(recorded.trajectory.plan.nfe, shown=not json) as bar:
                 results = compare_recorded(recorded, samplers, _peak(read), bar.update)
@@ -92,7 +95,8 @@ def run(
         else:
             torch = stack.enter_context(open_backend(REFERENCE, read, device=device, threads=threads))
             choice, num, seed = (solver, steps, spacing), SAMPLES if num is None else num, seed or SEED
-            results, about = _against_torch(torch, read, samplers, choice, num, seed, shown=not json)
+            weight = 1.0 if guidance is None else guidance
+            results, about = _against_torch(torch, read, samplers, choice, num, seed, weight, shown=not json)
     return _publish(results, budgets, {"bundle": read.digest, "against": against, **about}, out, json)
 
 
@@ -108,13 +112,15 @@ def _against_torch(
     choice: tuple[str | None, int | None, str | None],
     num: int,
     seed: int,
+    weight: float,
     shown: bool,
 ) -> tuple[list[Comparison], dict[str, Any]]:
     sampler = Sampler(torch, bundle.manifest)
     plan, shape = sampler.plan(*choice), bundle.manifest.sample_shape
     samples = range(checked_count(num, None, shape))
     condition = example_conditions(bundle.manifest.conditions, num)
-    reference, *candidates = (s.denoiser(plan, condition) for s in (sampler, *samplers.values()))
+    guidance = checked_guidance(weight, None, bundle.manifest, bool(condition), num)
+    reference, *candidates = (s.denoiser(plan, condition, guidance) for s in (sampler, *samplers.values()))
     with _bar(plan.nfe, shown) as bar:
         results = compare(
             reference,
@@ -125,7 +131,7 @@ def _against_torch(
             peak=_peak(bundle),
             on_row=bar.update,
         )
-    return results, {"solver": plan.solver, "nfe": plan.nfe, "samples": num, "seed": seed}
+    return results, {"solver": plan.solver, "nfe": plan.nfe, "samples": num, "seed": seed, "guidance": weight}
 
 
 def _publish(
@@ -165,8 +171,8 @@ def _candidates(text: str | None, device: str) -> list[tuple[str, str]]:
 def _refuse_flags(*flags: object) -> None:
     if any(flag is not None for flag in flags):
         raise ValueError(
-            "--solver, --steps, --spacing, --num, --seed: the recorded reference has a plan and samples of its own; "
-            "leave them out"
+            "--solver, --steps, --spacing, --num, --seed, --guidance: the recorded reference has a plan, samples and "
+            "weights of its own; leave them out"
         )
 
 

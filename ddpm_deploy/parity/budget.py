@@ -13,7 +13,8 @@ tf32 rounds the factors of products to the 11 bits of fp16, without its limits, 
 bf16 keeps 8 bits, so its rounding is 8 times as coarse and its steps may be: two grey levels, sixteen at the worst
 pixel; samples of 30 dB, the usual bound of what is called visually close.
 int8 keeps 8 bits over the whole range of a tensor at all timesteps, so that small numbers have fewer: twice the steps
-of bf16; samples of 25 dB, the same picture with other details.
+of bf16; samples of 25 dB, the same picture with other details. int8-bf16, whose float part is bf16, has the same
+budget: its coarser part decides.
 
 A defect is no close call: a wrong cast, an overflow or saturating int8 sums are over these bounds by several times.
 """
@@ -65,6 +66,7 @@ BUDGETS = {
     "fp16": Budget(final_psnr_db=40.0, next_state_rms=1e-3, next_state_max=1 / 128, bits_excess=5e-3),
     "tf32": Budget(final_psnr_db=40.0, next_state_rms=1e-3, next_state_max=1 / 128, bits_excess=5e-3),
     "int8": Budget(final_psnr_db=25.0, next_state_rms=1.6e-2, next_state_max=1 / 8, bits_excess=5e-2),
+    "int8-bf16": Budget(final_psnr_db=25.0, next_state_rms=1.6e-2, next_state_max=1 / 8, bits_excess=5e-2),
 }
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ddpm_deploy.bundle import Bundle, Condition, Manifest
 from ddpm_deploy.errors import BundleError
+from ddpm_deploy.guidance import Guidance
 from ddpm_deploy.job import kept_channels
 from ddpm_deploy.parity.measure import Comparison, compare, relative_l2_each, replay
 from ddpm_deploy.reference import REFERENCE_NAME, Reference, read_reference
@@ -36,7 +37,8 @@ def compare_recorded(
 ) -> list[Comparison]:
     """Run every candidate along the recorded trajectory and at the recorded points; arguments as in `compare`."""
     run = reference.trajectory
-    denoisers = {name: sampler.denoiser(run.plan, run.conditions) for name, sampler in samplers.items()}
+    guidance = None if run.guidance is None else Guidance(run.guidance)
+    denoisers = {name: sampler.denoiser(run.plan, run.conditions, guidance) for name, sampler in samplers.items()}
     manifest = next(iter(samplers.values())).manifest
     predictions = run.predictions[:, :, : kept_channels(manifest, run.plan)]
     results = compare(replay(predictions), denoisers, run.plan, run.x_T, run.noise, peak=peak, on_row=on_row)
@@ -62,11 +64,20 @@ def _check_shapes(reference: Reference, manifest: Manifest) -> None:
     shape = manifest.sample_shape
     channels = shape[0] * (2 if manifest.variance == "learned" else 1)
     _check("x", reference.x.shape[1:], shape)
+    _check_guidance(reference, manifest)
     _check("prediction", reference.prediction.shape[1:], (channels, *shape[1:]))
     for prefix, given in (("", reference.conditions), ("trajectory.", reference.trajectory.conditions)):
         _check(f"{prefix}condition", tuple(sorted(given)), tuple(sorted(c.name for c in manifest.conditions)))
         for condition in manifest.conditions:
             _check_condition(f"{prefix}condition.{condition.name}", given[condition.name], condition)
+
+
+def _check_guidance(reference: Reference, manifest: Manifest) -> None:
+    if reference.trajectory.guidance is not None and not manifest.guided:
+        raise BundleError(
+            f"{REFERENCE_NAME}: trajectory.guidance: got weights, but no condition of bundle.json has a null; "
+            "export the model again"
+        )
 
 
 def _check_condition(name: str, array: Array, condition: Condition) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from ddpm_deploy.backends.base import check_threads
 from ddpm_deploy.cli import make_parser, run_command, some_path
 from ddpm_deploy.schedule import PREDICTIONS
+from ddpm_deploy.solvers import VARIANCES
 from ddpm_deploy.train.config import LR_SCHEDULES, MIXED_PRECISIONS, OPTIMIZERS, TrainConfig
 from ddpm_deploy.train.presets import PRESETS, SCHEDULES
 
@@ -33,6 +34,7 @@ HELP = {
     "clip_norm": "bound of the gradient's norm, or none",
     "ema_decay": "decay of the averaged weights, which are what gets exported",
     "min_snr_gamma": "bound of min-SNR loss weighting, or none for the paper's simple loss",
+    "vlb_weight": "share of the variational bound in the loss of a learned variance",
     "condition_dropout": "share of the samples that are shown without their label, which guidance needs",
     "mixed_precision": "precision of the network's inner arithmetic",
     "flip": "mirror half of the pictures",
@@ -64,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     _option(group, "--prediction", choices=PREDICTIONS, help="what the network predicts")
     _option(group, "--schedule", choices=SCHEDULES, help="noise schedule")
     _option(group, "--timesteps", type=int, metavar="T", help="length of the noise schedule")
-    _option(group, "--variance", choices=("small", "large"), help="of DDPM's reverse step")
+    _option(group, "--variance", choices=VARIANCES, help="of DDPM's reverse step; learned: by the network")
     group = parser.add_argument_group("how to train (with --resume: what shall change)")
     for setting in fields(TrainConfig):
         _setting(group, setting.name, str(setting.type))

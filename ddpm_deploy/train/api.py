@@ -47,8 +47,9 @@ def train(
 ) -> Run:
     """Train a network and write a run folder; afterwards `network` holds the averaged weights, in eval mode.
 
-    network: any module with `forward(x (B, *S), t (B,), **condition) -> (B, *S)`. One of the package's own, or any
-    with a `spec()` that `build_network` understands, can later be loaded from the folder alone.
+    network: any module with `forward(x (B, *S), t (B,), **condition) -> (B, *S)`, with twice the channels (the first
+    axis of a sample) for a learned variance. One of the package's own, or any with a `spec()` that `build_network`
+    understands, can later be loaded from the folder alone.
     dataset: an array (N, *S), anything indexable with a length that gives x (*S) or (x, dict of condition tensors),
     or a `Data`, which also knows clip and output, and classes and nulls of the conditions. output: from the network's
     range to the user's units; by default they are the data set's. clip, prediction, variance, defaults: as in
@@ -69,6 +70,7 @@ def train(
         data=data.name,
         training=config or TrainConfig(),
         listing=getattr(data.dataset, "listing", None),
+        levels=data.levels,
     )
     run_trainer(network, data, description, Path(out), accelerator, cpu, resume=resume, stop=stop, progress=progress)
     return load_run(out, network=network)

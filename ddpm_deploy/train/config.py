@@ -22,6 +22,7 @@ class TrainConfig:
     batch_size: over all processes together. warmup_steps: of a linear rise of the learning rate. lr_schedule: what
     follows, constant or half a cosine down to 0 at the last step. clip_norm: bound of the gradient's norm, or None.
     min_snr_gamma: None for L_simple, or the bound of min-SNR weighting. flip: mirror half of the pictures.
+    vlb_weight: of the variational bound in the loss of a learned variance.
     condition_dropout: share of the samples whose conditions are dropped, for those conditions that have a null.
     keep: checkpoints kept. The *_every settings count steps. sample_every: 0 draws no samples. workers: processes
     that read data. tensorboard: write event files beside metrics.csv.
@@ -37,6 +38,7 @@ class TrainConfig:
     clip_norm: float | None = 1.0
     ema_decay: float = 0.999
     min_snr_gamma: float | None = None
+    vlb_weight: float = 1e-3
     condition_dropout: float = 0.1
     mixed_precision: str = "no"
     flip: bool = False
@@ -59,7 +61,7 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_steps", "sample_every", "workers", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
-        for name in ("lr", "clip_norm"):
+        for name in ("lr", "clip_norm", "vlb_weight"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: got {value}, expected a number above 0")

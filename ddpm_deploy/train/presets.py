@@ -21,7 +21,10 @@ SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that a command line may leave out. data: None where the user has to name it."""
+    """Everything that a command line may leave out.
+
+    data: None where the user has to name it. labels: whether the preset's own data comes with them.
+    """
 
     summary: str
     data: str | None
@@ -51,6 +54,7 @@ PRESETS: dict[str, Preset] = {
             lr_schedule="cosine",
             ema_decay=0.995,
             min_snr_gamma=5.0,
+            condition_dropout=0.25,
             checkpoint_every=350,
             sample_every=350,
         ),
@@ -76,6 +80,27 @@ PRESETS: dict[str, Preset] = {
         ),
         defaults=Defaults("unipc", 20, "trailing"),
         variance="large",
+    ),
+    "improved": Preset(
+        summary="CIFAR-10 as in improved DDPM: learned variance, cosine schedule, for a GPU",
+        data=None,
+        size=32,
+        network=UNetConfig.cifar10_improved(),
+        config=TrainConfig(
+            steps=500_000,
+            batch_size=128,
+            lr=1e-4,
+            ema_decay=0.9999,
+            flip=True,
+            checkpoint_every=10_000,
+            log_every=100,
+            sample_every=10_000,
+            workers=2,
+        ),
+        defaults=Defaults("unipc", 20, "trailing"),
+        variance="learned",
+        schedule="cosine",
+        T=4000,
     ),
     "pictures256": Preset(
         summary="256x256 pictures as in the DDPM paper, for GPUs",

@@ -26,13 +26,16 @@ def draw_samples(
     x_T: NDArray[np.float32],
     condition: Mapping[str, Tensor],
 ) -> NDArray[np.float32]:
-    """Run a plan without noise on the network with the given weights; x_T and the result are (B, *S)."""
+    """Run a plan without noise on the network with the given weights; x_T and the result are (B, *S).
+
+    A learned variance is left out.
+    """
     device = next(iter(weights.values())).device
 
     def denoise(x: NDArray[Any], t: NDArray[Any]) -> NDArray[Any]:
         inputs = (torch.from_numpy(x).to(device), torch.from_numpy(t).to(device))
         prediction: Tensor = torch.func.functional_call(network, dict(weights), inputs, dict(condition))
-        return prediction.float().cpu().numpy()
+        return prediction[:, : x.shape[1]].float().cpu().numpy()
 
     was_training = network.training
     network.eval()

@@ -40,9 +40,9 @@ class Description:
     """What a trained network is, apart from its weights: the contents of run.json.
 
     spec: how `build_network` makes the network, None for a module of the user's own. variance: of the reverse step,
-    "small" or "large". clip: bounds of the clean sample in network range, or None. output: to the user's units.
-    data: name of the data set. listing: its files, where it is a folder. training: the settings. Other fields as in
-    `bundle.Manifest`.
+    "small", "large" or "learned". clip: bounds of the clean sample in network range, or None. output: to the user's
+    units. data: name of the data set. listing: its files, where it is a folder. levels: see `Data`. training: the
+    settings. Other fields as in `bundle.Manifest`.
     """
 
     name: str
@@ -58,9 +58,10 @@ class Description:
     data: str
     training: TrainConfig
     listing: Listing | None = field(default=None, kw_only=True)
+    levels: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("prediction", PREDICTIONS), ("variance", VARIANCES[:2])):
+        for name, allowed in (("prediction", PREDICTIONS), ("variance", VARIANCES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         require_counts(self, "sample_shape")
@@ -140,6 +141,8 @@ def write_description(path: Path, description: Description) -> None:
     }
     if description.listing is not None:
         members["listing"] = asdict(description.listing)
+    if description.levels is not None:
+        members["levels"] = description.levels
     write_file(path / RUN_NAME, json.dumps(members, indent=1, allow_nan=False).encode())
 
 

@@ -36,16 +36,17 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
         for option in sorted({"size", "channels"} & set(given)):
             raise ValueError(f"{option}: is for folders of images, {name} has its own; leave --{option} out")
     channels = given.get("channels", preset.network.in_channels)
-    labels = given.get("labels", preset.labels)
+    labels = given.get("labels", preset.labels and name == preset.data)
     data = load_data(name, size=given.get("size", preset.size), channels=channels, labels=labels)
+    variance = given.get("variance", preset.variance)
     with _seeded_weights(config.seed):
-        network = _network(preset, data, given.get("network"))
+        network = _network(preset, data, variance, given.get("network"))
     description = Description(
         name=out.resolve().name,
         spec=spec_of(network),
         schedule=SCHEDULES[given.get("schedule", preset.schedule)](given.get("timesteps", preset.T)),
         prediction=given.get("prediction", preset.prediction),
-        variance=given.get("variance", preset.variance),
+        variance=variance,
         clip=data.clip,
         sample_shape=data.sample_shape,
         output=data.output,
@@ -54,7 +55,9 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
         data=name,
         training=config,
         listing=getattr(data.dataset, "listing", None),
+        levels=data.levels,
     )
+    _refuse_idle(description, given)
     return network, data, description
 
 
@@ -87,13 +90,23 @@ def _seeded_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def _network(preset: Preset, data: Data, file: Path | None) -> nn.Module:
+def _network(preset: Preset, data: Data, variance: str, file: Path | None) -> nn.Module:
     if file is None:
-        return UNet(replace(preset.network, in_channels=data.sample_shape[0], **_classes(data)))
+        channels = data.sample_shape[0]
+        out = 2 * channels if variance == "learned" else None
+        return UNet(replace(preset.network, in_channels=channels, out_channels=out, **_classes(data)))
     try:
         return build_network(json.loads(file.read_bytes()))
     except (TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file}: {error}; expected a network's kind and config as JSON") from None
+
+
+def _refuse_idle(description: Description, given: Mapping[str, Any]) -> None:
+    """Refuse a setting that was asked for and would change nothing."""
+    if "vlb_weight" in given and description.variance != "learned":
+        raise ValueError("vlb_weight: is for a learned variance only; give --variance learned, or leave it out")
+    if "condition_dropout" in given and all(condition.null is None for condition in description.conditions):
+        raise ValueError("condition_dropout: the data has no condition to drop; give --labels, or leave it out")
 
 
 def _classes(data: Data) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ddpm_deploy.images import is_picture
 from ddpm_deploy.solvers import make_plan
 from ddpm_deploy.train import preview
 from ddpm_deploy.train.batches import Batch, Batches, stream_seed
+from ddpm_deploy.train.bound import VarianceBound
 from ddpm_deploy.train.checkpoint import (
     find_checkpoint,
     list_checkpoints,
@@ -61,7 +62,7 @@ class Trainer:
             raise ValueError(f"batch_size: got {config.batch_size}, expected a multiple of the {processes} processes")
         self.batches = Batches(dataset, config.batch_size, config.seed, rank, processes)
         self.device = self.accelerator.device
-        self.objective = Objective(description.schedule, description.prediction, config.min_snr_gamma, self.device)
+        self.objective = _objective(description, self.device)
         self.network = network.to(self.device).train()
         self.plain_optimizer = make_optimizer(network.parameters(), config)
         self.model, self.optimizer = self.accelerator.prepare(self.network, self.plain_optimizer)
@@ -265,6 +266,14 @@ class Trainer:
             raise TrainingError(
                 f"steps: got {self.config.steps}, but {checkpoint} has {self.step} already; ask for more"
             )
+
+
+def _objective(description: Description, device: torch.device) -> Objective:
+    schedule, prediction, config = description.schedule, description.prediction, description.training
+    bound = None
+    if description.variance == "learned":
+        bound = VarianceBound(schedule, prediction, device, description.levels, description.clip)
+    return Objective(schedule, prediction, config.min_snr_gamma, device, bound, config.vlb_weight)
 
 
 def _check_precision(wanted: str, accelerator: Accelerator) -> None:

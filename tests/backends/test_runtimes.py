@@ -34,6 +34,7 @@ def int8_digits() -> tuple[bytes, ModelFile]:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("torch", reason="the exporter imports it")
     from ddpm_deploy.export.quantise import quantise
+    from ddpm_deploy.export.targets import ONNXRUNTIME_INT8
 
     bundle = read_bundle(default_bundle())
     file = bundle.file("denoiser", "fp32")
@@ -42,7 +43,7 @@ def int8_digits() -> tuple[bytes, ModelFile]:
         {"x": rng.standard_normal((4, 1, 8, 8), np.float32), "t": rng.uniform(0, 999, 4).astype(np.float32)}
         for _ in range(4)
     ]
-    model = quantise(onnx.load_from_string(bundle.open_bytes(file)), states, symmetric=False)
+    model = quantise(onnx.load_from_string(bundle.open_bytes(file)), states, form=ONNXRUNTIME_INT8)
     return model.SerializeToString(), file
 
 

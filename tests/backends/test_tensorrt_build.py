@@ -58,12 +58,13 @@ def denoisers(model: bytes) -> dict[str, Any]:
     onnx = pytest.importorskip("onnx")
     from ddpm_deploy.export.half import to_half
     from ddpm_deploy.export.quantise import quantise
+    from ddpm_deploy.export.targets import TENSORRT_INT8
 
     graph = onnx.load_from_string(model)
     rng = np.random.default_rng(0)
     feeds = [{"x": rng.standard_normal((2, *SHAPE), np.float32), "t": np.array([3, 500], np.float32)}]
     halves = {precision: to_half(graph, precision) for precision in ("fp16", "bf16")}
-    return {"fp32": graph, **halves, "int8": quantise(graph, feeds, symmetric=True)}
+    return {"fp32": graph, **halves, "int8": quantise(graph, feeds, form=TENSORRT_INT8)}
 
 
 def graph_of(

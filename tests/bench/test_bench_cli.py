@@ -10,7 +10,7 @@ import pytest
 from reports import small_report
 
 from ddpm_deploy.bench.__main__ import main
-from ddpm_deploy.bench.record import PEER, Report, write_report
+from ddpm_deploy.bench.record import PEER, SCHEMA_VERSION, Report, write_report
 from ddpm_deploy.bench.report.write import write_all
 from ddpm_deploy.cli import main as ddpm_deploy
 
@@ -103,7 +103,7 @@ def test_bad_input_is_one_line_and_exits_2(
 def test_report_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "report.json").write_text("{}")
     assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
-    assert "schema_version: got None, expected 1" in capsys.readouterr().err
+    assert f"schema_version: got None, expected {SCHEMA_VERSION}" in capsys.readouterr().err
 
 
 def test_nothing_to_compare_is_bad_input(

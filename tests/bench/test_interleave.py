@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from ddpm_deploy.bench import measure
-from ddpm_deploy.bench.measure import SHORT_S, WINDOW, Contender, Effort, interleave, levelled_out
+from ddpm_deploy.bench.measure import (
+    SHORT_S,
+    WINDOW,
+    Contender,
+    Effort,
+    interleave,
+    interleave_anew,
+    levelled_out,
+    opening_order,
+)
 from ddpm_deploy.bench.statistics import paired_ratio
 
 LONG_S = 2 * SHORT_S
@@ -47,6 +56,29 @@ def test_every_contender_runs_once_in_each_round_in_an_order_drawn_anew() -> Non
     assert len(set(rounds)) > 10
     assert {one[0] for one in rounds} == set("abcd")
     assert {len(seconds) for seconds in result.seconds.values()} == {40}
+
+
+def test_contenders_are_opened_anew_for_each_part_of_the_rounds() -> None:
+    machine, opened = Machine(), []
+
+    def again(k: int) -> list[Contender]:
+        opened.append(k)
+        order = opening_order(2, k)
+        return [machine.steady("ab"[i], LONG_S) for i in order]
+
+    contenders = [machine.steady(name, LONG_S) for name in "ab"]
+    result = interleave_anew(contenders, again, Effort(0, min_rounds=9, max_rounds=9, max_warmup=1), openings=4)
+    assert opened == [1, 2, 3]
+    assert result.openings == (3, 3, 3, 3)
+    assert {name: len(seconds) for name, seconds in result.seconds.items()} == {"a": 12, "b": 12}
+
+
+def test_places_in_the_order_of_openings_are_balanced() -> None:
+    orders = [opening_order(5, k) for k in range(6)]
+    assert all(sorted(order) == list(range(5)) for order in orders)
+    places = np.mean([np.argsort(order) for order in orders], axis=0)
+    np.testing.assert_array_equal(places, 2)
+    assert len({tuple(order) for order in orders}) == 6
 
 
 def test_order_follows_from_the_seed() -> None:
@@ -101,7 +133,7 @@ def test_warm_up_that_never_ends_is_cut_and_said() -> None:
     assert (result.stable, result.warmup_rounds) == (False, 12)
     durations = (1000 * 0.9**k for k in range(1000))
     result = interleave([machine.contender("falling", lambda: next(durations))], Effort(1.0, 2, 2, 12), clock=machine)
-    assert (result.stable, result.warmup_rounds) == (False, WINDOW + 1)
+    assert (result.stable, result.warmup_rounds) == (False, 2 * WINDOW)
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def broken(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
     [
         (lambda text: text[: len(text) // 2], "is no report"),
         (lambda text: "[" * 100_000, "is no report"),
-        (lambda text: "[]", "schema_version: got None, expected 1; measure again"),
-        (broken(lambda d: d.update(schema_version=2)), "schema_version: got 2, expected 1"),
+        (lambda text: "[]", "schema_version: got None, expected 2; measure again"),
+        (broken(lambda d: d.update(schema_version=1)), "schema_version: got 1, expected 2"),
         (broken(lambda d: d.update(rows=None)), "rows: got NoneType, expected a list"),
         (broken(lambda d: d["rows"].append(7)), r"rows\[27\]: got int, expected an object"),
         (broken(lambda d: d["rows"].append(d["rows"][0])), "more than once"),

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import t as student_t
 
-from ddpm_deploy.bench.statistics import BEYOND, Interval, bootstrap_median, paired_ratio, percentile, summarise
+from ddpm_deploy.bench.statistics import (
+    BEYOND,
+    STUDENT,
+    Interval,
+    bootstrap_median,
+    paired_ratio,
+    percentile,
+    summarise,
+)
 
 
 def test_median_percentile_and_worst_of_known_samples() -> None:
@@ -72,6 +81,36 @@ def test_blocks_keep_the_interval_honest_where_neighbours_are_alike() -> None:
 def test_ratio_of_pairs_is_exact_whatever_the_rounds_share() -> None:
     shared = np.random.default_rng(0).lognormal(0, 1.0, 50)
     assert paired_ratio(3 * shared, shared) == Interval(*[pytest.approx(3.0)] * 3)
+
+
+def test_table_of_student_is_that_of_scipy() -> None:
+    expected = student_t.ppf(0.975, np.arange(1, len(STUDENT) + 1))
+    np.testing.assert_allclose(STUDENT, expected, atol=6e-4)
+
+
+def test_one_opening_is_no_sample_of_openings() -> None:
+    shared = np.random.default_rng(0).lognormal(0, 0.1, 60)
+    times = shared * np.random.default_rng(1).lognormal(0, 0.01, 60)
+    assert paired_ratio(times, shared, (60,)) == paired_ratio(times, shared)
+
+
+def test_interval_over_openings_holds_a_bias_of_each_opening_that_rounds_cannot_see() -> None:
+    """Each opening is off by its own percent or so for all of its rounds; the truth is 1."""
+    held = {"openings": 0, "rounds": 0}
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        bias = np.repeat(rng.normal(0, 0.015, 6), 50)
+        times = np.exp(bias + rng.normal(0, 0.02, 300))
+        held["openings"] += paired_ratio(times, np.ones(300), (50,) * 6).covers(1)
+        held["rounds"] += paired_ratio(times, np.ones(300)).covers(1)
+    assert 182 <= held["openings"] <= 199  # 95 % of 200, three deviations to each side
+    assert held["rounds"] < 120
+
+
+@pytest.mark.parametrize("openings", [(3, 3), (5, 0), (2, 2, 2)])
+def test_openings_that_are_not_the_rounds_are_an_error(openings: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected parts of 5 rounds"):
+        paired_ratio([1.0] * 5, [1.0] * 5, openings)
 
 
 @pytest.mark.parametrize("others", [[1.0], [1.0, 2.0, 3.0], []])

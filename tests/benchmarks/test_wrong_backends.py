@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def unchanged(evaluate: Callable[[Feeds], np.ndarray], feeds: Feeds) -> np.ndarr
 @pytest.fixture
 def bench(tiny_bundle: Path) -> Iterator[Bench]:
     session = Bench(Options(model=str(tiny_bundle), threads=1, batches=(2,)), say=lambda text: None)
-    with session.closing:
+    with session:
         yield session
 
 
@@ -70,7 +71,7 @@ def measure(bench: Bench, wrong: Wrong, precision: str = "fp32") -> tuple[dict[S
 
         return Trial(lambda: candidate(feeds), judge)
 
-    def time_it(contenders: list[Contender]) -> dict[str, Times]:
+    def time_it(contenders: list[Contender], again: Any) -> dict[str, Times]:
         timed.extend(contender.name for contender in contenders)
         return {contender.name: Times([contender.seconds() for _ in range(3)]) for contender in contenders}
 

@@ -75,7 +75,7 @@ def test_labels_go_to_the_network_and_the_null_where_there_are_none(labelled_arc
     ("source", "message"),
     [
         ("magic", "data: got 'magic', expected digits"),
-        ("digits", r"got samples of \(1, 8, 8\), the model's are \(3, 8, 8\)"),
+        ("digits", r"'digits' has samples of shape \(1, 8, 8\), the model \(3, 8, 8\)"),
     ],
 )
 def test_a_source_that_does_not_fit_is_refused(source, message):

@@ -22,12 +22,13 @@ from ddpm_deploy.guidance import Guidance, guided, without
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.one_file import sample_with_graph, sampler_feeds
 from ddpm_deploy.plan import Plan
-from ddpm_deploy.plan.feeds import STATE_SIZE, plan_tables
+from ddpm_deploy.plan.feeds import STATE_SIZE, plan_feeds, plan_tables
 
 PICTURE, SIGNAL = (3, 8, 8), (2, 6)
 LABELS = {"labels": np.array([0, 2, 1])}
 WEIGHTS = np.float32([3.0, 0.0, 1.0])
 INTERVAL = Guidance(WEIGHTS, (20.0, 80.0))
+SPARING = {"onnxruntime": "onnxruntime-cpu", "openvino": "openvino"}
 BACKENDS: dict[str, Any] = {"onnxruntime": OnnxRuntimeBackend, "openvino": OpenVinoBackend}
 
 
@@ -55,18 +56,20 @@ def opened(runtime: str, model: onnx.ModelProto, specs: Any) -> Backend:
     return backend
 
 
-@pytest.mark.parametrize("runtime", BACKENDS)
+@pytest.mark.parametrize(("runtime", "target"), [*((name, "onnx") for name in BACKENDS), *SPARING.items()])
 @pytest.mark.parametrize("name", ["ddim-4", "unipc-12", "ddpm-12"])
-def test_the_sampler_draws_what_the_loop_draws(runtime: str, name: str, unet: Any) -> None:
+def test_the_sampler_draws_what_the_loop_draws(runtime: str, target: str, name: str, unet: Any) -> None:
     plan, x_T = named(name), initial_noise(0, range(3), PICTURE)
     noise = None if plan.is_deterministic else noise_source(0, range(3), PICTURE)
-    options: dict[str, Any] = {"inputs": unet[1], "sample_shape": PICTURE, "learned_variance": False, "target": "onnx"}
+    options: dict[str, Any] = {"inputs": unet[1], "sample_shape": PICTURE, "learned_variance": False, "target": target}
     model = build_sampler(unet[0], default_plan=None, nulls={"labels": 3}, **options)
     with opened(runtime, model, sampler_specs(guided=True, **options)) as backend:
         for guidance in (INTERVAL, Guidance(np.float32([2.5] * 3))):
             expected = plan.run(labels_loop(unet[0], guidance), x_T, noise)
             found = sample_with_graph(backend, plan, x_T, noise, LABELS, guidance.rows(plan.t))
             close(found, expected, 1e-4)
+        plain = sample_with_graph(backend, plan, x_T, noise, LABELS)
+        close(plain, plan.run(labels_loop(unet[0], Guidance(np.ones(3, np.float32))), x_T, noise), 1e-4)
         one = sample_with_graph(backend, plan, x_T, noise, LABELS, 2.5)
         np.testing.assert_array_equal(one, found)
 
@@ -122,6 +125,30 @@ def test_a_learned_variance_is_guided_as_the_loop_guides_it(runtime: str, graph:
         with opened(runtime, model, specs) as backend:
             found = backend.run({"x_T": x_T, "noise": z, **steer, "guidance": INTERVAL.rows(plan.t)})["samples"]
     close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize(("target", "batches"), [("onnxruntime-cpu", [4, 2, 4, 2]), ("onnx", [4] * 4)])
+def test_on_cpus_a_row_whose_weights_are_all_1_evaluates_no_second_half(target: str, batches: list[int]) -> None:
+    plan, x_T = named("ddim-4"), initial_noise(0, range(2), SIGNAL)
+    denoiser, inputs = toy(SIGNAL, steered=True), toy_inputs(SIGNAL, steered=True)
+    (made,) = denoiser.graph.node[-1].output
+    denoiser.graph.node[-1].output[0] = "bare"
+    denoiser.graph.node.extend([  # a prediction that tells how many samples were evaluated
+        onnx.helper.make_node("Shape", ["bare"], ["rows"], start=0, end=1),
+        onnx.helper.make_node("Cast", ["rows"], ["count"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Mul", ["bare", "none"], ["nothing"]),
+        onnx.helper.make_node("Add", ["nothing", "count"], [made]),
+    ])  # fmt: skip
+    denoiser.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), "none"))
+    model = build_sampler(denoiser, inputs=inputs, sample_shape=SIGNAL, learned_variance=False, target=target,
+                          default_plan=None, nulls={"steer": 0.0})  # fmt: skip
+    plan = Plan("sum", ("x",), plan.t, [[0.0, 1.0]] * 4, [[-np.inf, np.inf]] * 4, [[[0.0, 1.0, 0.0, 0.0]]] * 4)
+    for rows in range(1, 5):
+        part = Plan("last", ("x",), *(table[:rows] for table in (plan.t, plan.predict, plan.clip, plan.update)))
+        weights = np.float32([[2, 1], [1, 1], [1, 0], [1, 1]])[:rows]
+        feeds = {**plan_feeds(part, 2), "x_T": x_T, "steer": np.zeros(2, np.float32), "guidance": weights}
+        (found,) = session(model).run(None, feeds)
+        np.testing.assert_array_equal(found, np.full_like(found, batches[rows - 1]))
 
 
 def test_without_weights_the_sampler_draws_by_the_condition_as_it_is(unet: Any) -> None:

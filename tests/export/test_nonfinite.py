@@ -13,12 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from ddpm_deploy.export.half import to_half
 from ddpm_deploy.export.nonfinite import first_nonfinite
 from ddpm_deploy.export.quantise import quantise
+from ddpm_deploy.export.targets import ONNXRUNTIME_INT8
 
 PRECISIONS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "fp32": lambda graph: graph,
     "fp16": lambda graph: to_half(graph, "fp16"),
     "bf16": lambda graph: to_half(graph, "bf16"),
-    "int8": lambda graph: quantise(graph, calibration()[:4], symmetric=False),
+    "int8": lambda graph: quantise(graph, calibration()[:4], form=ONNXRUNTIME_INT8),
 }
 EYE = np.eye(3, dtype=np.float32)
 FEEDS = {"x": np.full((2, 3), 300.0, np.float32), "t": np.zeros(2, np.float32)}

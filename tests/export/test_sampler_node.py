@@ -50,6 +50,7 @@ def sampler(tmp_path_factory: pytest.TempPathFactory, digits: Bundle) -> Path:
         learned_variance=digits.manifest.variance == "learned",
         target="onnxruntime-cpu",
         default_plan=plan,
+        nulls=digits.manifest.nulls,
     )
     path.write_bytes(model.SerializeToString())
     return path
@@ -88,7 +89,7 @@ def test_node_draws_the_sampler_s_own_picture(node: Path, sampler: Path, digits:
     assert done.returncode == 0, done.stderr
     got = np.fromfile(tmp_path / "samples.f32", np.float32).reshape(x_T.shape)
     with Sampler.load(digits, threads=1) as whole:
-        expected = whole.sample(3, seed=0)
+        expected = whole.sample(3, seed=0, condition={"labels": np.arange(3)})
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
@@ -122,7 +123,8 @@ def test_the_python_of_the_guide_runs(sampler: Path, digits: Bundle, monkeypatch
     names: dict[str, Any] = {}
     exec(drawing + another, names)
     with Sampler.load(digits, threads=1) as whole:
-        expected = whole.sample(x_T=names["x_T"], plan=names["plan"])
+        condition = {"labels": names["labels"]}
+        expected = whole.sample(x_T=names["x_T"], plan=names["plan"], condition=condition, guidance=2.0)
     np.testing.assert_allclose(names["samples"], expected, rtol=0, atol=1e-4)
     denoiser = digits.file("denoiser", "fp32")
     step = build_step(
@@ -132,6 +134,7 @@ def test_the_python_of_the_guide_runs(sampler: Path, digits: Bundle, monkeypatch
         state_size=STATE_SIZE,
         learned_variance=False,
         target="onnxruntime-cuda",
+        nulls=digits.manifest.nulls,
     )
     names["session"] = onnxruntime.InferenceSession(step.SerializeToString(), providers=["CPUExecutionProvider"])
     exec(stepping, names)

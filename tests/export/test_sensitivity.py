@@ -11,6 +11,7 @@ from ddpm_deploy.errors import ParityError
 from ddpm_deploy.export.evaluate import evaluator
 from ddpm_deploy.export.quantise import layers, quantise
 from ddpm_deploy.export.sensitivity import Layer, next_state_cost, quantise_within, render
+from ddpm_deploy.export.targets import ONNXRUNTIME_INT8, TENSORRT_INT8
 from ddpm_deploy.parity.budget import budget_for
 from ddpm_deploy.parity.next_state import default_plan, picture_range, teacher_forced
 
@@ -47,7 +48,7 @@ def test_the_fewest_layers_that_keep_the_budget_stay_float32_the_worst_first(
 ) -> None:
     names = layers(few)
     costs = dict(zip(names, COSTS, strict=True))
-    graph, table = quantise_within(few, calibration()[:2], budget, known(costs), symmetric=False)
+    graph, table = quantise_within(few, calibration()[:2], budget, known(costs), form=ONNXRUNTIME_INT8)
     worst_first = [names[k] for k in (2, 0, 3, 1)]
     assert [layer.name for layer in table] == worst_first
     assert [layer.cost for layer in table] == [40, 5, 2, 1]
@@ -59,7 +60,7 @@ def test_over_budget_with_every_choice_names_the_worst_layers(few: onnx.ModelPro
     names = layers(few)
     costs = dict(zip(names, COSTS, strict=True))
     with pytest.raises(ParityError, match=f"over 0.5 with every choice .* from the worst: {names[2]} 40;"):
-        quantise_within(few, calibration()[:2], 0.5, known(costs), symmetric=True)
+        quantise_within(few, calibration()[:2], 0.5, known(costs), form=TENSORRT_INT8)
 
 
 def test_layers_are_ranked_by_the_cheap_cost_and_judged_by_the_measure(few: onnx.ModelProto) -> None:
@@ -71,7 +72,7 @@ def test_layers_are_ranked_by_the_cheap_cost_and_judged_by_the_measure(few: onnx
         calibration()[:2],
         10,
         known(true),
-        symmetric=False,
+        form=ONNXRUNTIME_INT8,
         cost=known(ranking),
         advance=lambda: calls.append(1),
     )
@@ -82,7 +83,7 @@ def test_layers_are_ranked_by_the_cheap_cost_and_judged_by_the_measure(few: onnx
 
 def test_a_nan_is_over_every_budget(few: onnx.ModelProto) -> None:
     with pytest.raises(ParityError, match="over 1 with every choice"):
-        quantise_within(few, calibration()[:2], 1, lambda graph: float("nan"), symmetric=False)
+        quantise_within(few, calibration()[:2], 1, lambda graph: float("nan"), form=ONNXRUNTIME_INT8)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +99,9 @@ def test_a_tighter_budget_of_a_trained_network_costs_its_last_layers(cheap) -> N
     def measure(graph: onnx.ModelProto) -> float:
         return measured(graph, 12).excess(budget_for("int8"))
 
-    everything = quantise(model(), calibration(), symmetric=False)
+    everything = quantise(model(), calibration(), form=ONNXRUNTIME_INT8)
     tight = 0.6 * measure(everything)
-    graph, table = quantise_within(model(), calibration(), tight, measure, symmetric=False, cost=cheap)
+    graph, table = quantise_within(model(), calibration(), tight, measure, form=ONNXRUNTIME_INT8, cost=cheap)
     kept = [layer for layer in table if layer.kept_float]
     assert measure(graph) <= tight
     assert 0 < len(kept) < 10
@@ -124,7 +125,7 @@ def alone(graph: onnx.ModelProto, name: str) -> float:
     with evaluator(graph, 1) as reference:
         steps = list(teacher_forced(reference, manifest(), default_plan(manifest()), 2, {}))
     others = [other for other in layers(graph) if other != name]
-    int8 = quantise(graph, calibration()[::4], symmetric=False, keep_float=others)
+    int8 = quantise(graph, calibration()[::4], form=ONNXRUNTIME_INT8, keep_float=others)
     return next_state_cost(steps, picture_range(manifest()), 1)(int8)
 
 

@@ -196,6 +196,8 @@ def test_classes_become_the_condition_labels(tmp_path: Path) -> None:
     source = open_source(str(folder), named)
     assert source.conditions[0].classes == ("cat", "dog", "owl")
     assert relative_error(source, unet) <= 1e-5
+    guided = {"name": "labels", "dtype": "int64", "classes": ["cat", "dog"], "null": 2}
+    assert open_source(str(folder), Settings(conditions=[guided])).conditions[0].null == 2
     with pytest.raises(ExportError, match="labels: got 1 classes, expected 3"):
         open_source(str(folder), Settings(conditions=[{"name": "labels", "dtype": "int64", "classes": ["a"]}]))
 

@@ -18,7 +18,10 @@ from ddpm_deploy.schedule import NoiseSchedule
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    network = UNet(UNetConfig(in_channels=1, block_out_channels=(4,), layers_per_block=1, norm_groups=2, num_classes=3))
+    config = UNetConfig(
+        in_channels=1, block_out_channels=(4,), layers_per_block=1, norm_groups=2, num_classes=3, null_class=True
+    )
+    network = UNet(config)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.3)
     bundle = export_module(
@@ -28,7 +31,7 @@ if __name__ == "__main__":
         schedule=NoiseSchedule.linear(20, 1e-3, 0.2),
         output=OutputAffine((8.0,), (8.0,), "ink, 0 to 16"),
         clip=(-1.0, 1.0),
-        conditions=(Condition("labels", (), "int64", ("zero", "one", "two")),),
+        conditions=(Condition("labels", (), "int64", ("zero", "one", "two"), null=3),),
         defaults=Defaults("ddpm", 4, "leading", {"variance": "large"}),
         spec=network.spec(),
         name="golden",

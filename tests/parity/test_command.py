@@ -40,6 +40,18 @@ def test_a_conditional_model_is_measured_on_all_its_classes(labelled_bundle: Pat
     assert main([str(labelled_bundle), "--backends", "onnxruntime", "--steps", "3"]) == 0
 
 
+def test_a_model_that_can_be_guided_is_measured_under_guidance(
+    guided_bundle: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = [str(guided_bundle), "--backends", "onnxruntime", "--steps", "3", "--json"]
+    assert main([*words, "--guidance", "3"]) == 0
+    guided = json.loads(capsys.readouterr().out)
+    assert main(words) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert (guided["guidance"], plain["guidance"]) == (3, 1)
+    assert guided["candidates"][0]["prediction_relative_l2"] != plain["candidates"][0]["prediction_relative_l2"]
+
+
 def test_json_alone_is_printed_when_asked(parity) -> None:
     code, out, _ = parity("--backends", "onnxruntime", "--steps", 3, "--json")
     assert code == 0
@@ -57,6 +69,7 @@ def test_json_alone_is_printed_when_asked(parity) -> None:
         (["--against", "reference", "--num", "4"], "leave them out"),
         (["--against", "reference", "--seed", "0"], "leave them out"),
         (["--num", "0"], "n: got 0"),
+        (["--guidance", "2"], "guidance: got a weight, but the model has no condition with a null"),
     ],
 )
 def test_a_bad_argument_is_one_line_and_exit_code_2(parity, words: list, message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from train_toys import quick, ring
 
@@ -16,6 +17,8 @@ from ddpm_deploy.train import Data, load_run, train
 from ddpm_deploy.train.__main__ import main
 from ddpm_deploy.train.api import AS_GIVEN
 from ddpm_deploy.train.dropout import drop_conditions
+from ddpm_deploy.train.presets import PRESETS
+from ddpm_deploy.train.setup import new_run
 
 LABELS = Condition("labels", (), "int64", ("a", "b"), null=2)
 TEXT = Condition("text", (2, 3), "float32", null=0.0)
@@ -74,6 +77,15 @@ def test_what_a_data_set_says_of_its_conditions_is_recorded_and_must_be_so(tmp_p
     wrong = Data("ring", labelled().dataset, (2,), AS_GIVEN, None, conditions=(TEXT,))
     with pytest.raises(ValueError, match=r"text: got float32 \(2, 3\), but the samples come with labels of int64 \(\)"):
         train(Recorder(), wrong, NoiseSchedule.cosine(20), out=tmp_path / "other", config=quick(), cpu=True)
+
+
+def test_the_digits_come_with_labels_and_other_data_of_the_preset_does_not(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8), 255).save(tmp_path / "images" / "a.png")
+    preset = PRESETS["digits"]
+    assert [c.name for c in new_run(tmp_path / "run", preset, {})[2].conditions] == ["labels"]
+    assert new_run(tmp_path / "run", preset, {"labels": False})[2].conditions == ()
+    assert new_run(tmp_path / "run", preset, {"data": f"folder:{tmp_path / 'images'}"})[2].conditions == ()
 
 
 def test_the_command_trains_a_network_with_the_labels_of_its_data_and_resumes_it(tmp_path: Path) -> None:

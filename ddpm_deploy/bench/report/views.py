@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ddpm_deploy.bench.record import OWN, PEER, TWIN, Json, Report, Row
 from ddpm_deploy.bench.report.words import is_number
-from ddpm_deploy.bench.statistics import Interval, paired_ratio
+from ddpm_deploy.bench.statistics import Interval
 
 EAGER, COMPILED = "diffusers", "torch.compile"  # how the names of these peers begin
 FULL = "fp32"
@@ -78,19 +78,21 @@ def winners(rows: Sequence[Row]) -> list[Winner]:
 
 def equal_peers(row: Row, rows: Sequence[Row]) -> list[Row]:
     """Peers with as many evaluations, in the same precision or in full: none that rounds where this row doesn't."""
-    return [p for p in rows if p.kind == PEER and p.nfe == row.nfe and p.precision in (FULL, row.precision)]
+    fair = {FULL, row.precision, *row.precision.split("-")}
+    return [p for p in rows if p.kind == PEER and p.nfe == row.nfe and p.precision in fair]
 
 
 def in_same_rounds(row: Row, other: Row) -> bool:
     """Whether samples of two rows of one group pair up; those of a deadline do not, as contenders took turns."""
-    return DEADLINE not in (row.suite, other.suite) and len(row.samples_s) == len(other.samples_s)
+    same = (len(row.samples_s), row.openings) == (len(other.samples_s), other.openings)
+    return DEADLINE not in (row.suite, other.suite) and same
 
 
 def against(row: Row, other: Row | None) -> Against | None:
     """The paired speed-up; None without a row or where the rounds were not the same."""
     if other is None or not in_same_rounds(row, other):
         return None
-    return Against(other, paired_ratio(other.samples_s, row.samples_s))
+    return Against(other, other.times_over(row))
 
 
 def twins(report: Report) -> list[Twin]:
@@ -99,7 +101,7 @@ def twins(report: Report) -> list[Twin]:
     for row in report.rows:
         original = _original(row, report.group(row.group)) if row.kind == TWIN else None
         if original is not None and in_same_rounds(row, original):
-            found.append(Twin(row, original, paired_ratio(row.samples_s, original.samples_s)))
+            found.append(Twin(row, original, row.times_over(original)))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ddpm_deploy.bundle import Condition, Defaults, OutputAffine
@@ -136,7 +136,7 @@ class Settings:
         return cast("NoiseSchedule | None", self.schedule)
 
     def conditions_or(self, own: tuple[Condition, ...]) -> tuple[Condition, ...]:
-        """The conditions; the user's may only name the classes of the source's own."""
+        """The conditions; the user's may only name the classes and the null of the source's own."""
         if self.conditions is None:
             return own
         given = cast("tuple[Condition, ...]", self.conditions)
@@ -145,7 +145,10 @@ class Settings:
         if len(given) != len(own):
             names = ", ".join(condition.name for condition in own) or "none"
             raise ExportError(f"conditions: got {len(given)} of them, but the model takes {names}")
-        return given
+        return tuple(
+            replace(mine, null=theirs.null) if mine.null is None else mine
+            for mine, theirs in zip(given, own, strict=True)
+        )
 
 
 def _check_same(given: Condition, own: Condition) -> None:
@@ -154,8 +157,12 @@ def _check_same(given: Condition, own: Condition) -> None:
             raise ExportError(
                 f"conditions: {given.name}: {name}: got {getattr(given, name)!r}, expected {getattr(own, name)!r}"
             )
-    if own.classes is not None and given.classes is not None and len(given.classes) != len(own.classes):
-        raise ExportError(f"conditions: {given.name}: got {len(given.classes)} classes, expected {len(own.classes)}")
+    if own.classes is not None and given.classes is not None:
+        null_is_last = given.null == len(given.classes) and own.null is None  # the network counts it as a class
+        if len(given.classes) + null_is_last != len(own.classes):
+            raise ExportError(
+                f"conditions: {given.name}: got {len(given.classes)} classes, expected {len(own.classes)}"
+            )
 
 
 def default_solver(schedule: NoiseSchedule) -> Defaults:

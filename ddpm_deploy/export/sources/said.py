@@ -102,9 +102,9 @@ def make_conditions(value: Any, where: str = "conditions") -> tuple[Condition, .
 def _condition(value: Any, where: str) -> Condition:
     if isinstance(value, Condition):
         return value
-    known = {"name", "shape", "dtype", "classes"}
+    known = {"name", "shape", "dtype", "classes", "null"}
     if not isinstance(value, Mapping) or not {"name", "dtype"} <= set(value) <= known:
-        raise ValueError(f"{where}: got {value!r}, expected name, shape, dtype and, for a label, classes")
+        raise ValueError(f"{where}: got {value!r}, expected name, shape, dtype, classes and null")
     name, dtype, shape, classes = value["name"], value["dtype"], value.get("shape", ()), value.get("classes")
     if not isinstance(name, str) or dtype not in DTYPES:
         raise ValueError(f"{where}: got {name!r} of dtype {dtype!r}, expected a name and one of {', '.join(DTYPES)}")
@@ -112,7 +112,10 @@ def _condition(value: Any, where: str) -> Condition:
         raise ValueError(f"{where}: {name}: shape: got {shape!r}, expected whole numbers, at least 1")
     if classes is not None and not (isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)):
         raise ValueError(f"{where}: {name}: classes: got {classes!r}, expected a list of texts")
-    return Condition(name, tuple(shape), dtype, None if classes is None else tuple(classes))
+    null = value.get("null")
+    if null is not None and type(null) not in ((int, float) if "float" in dtype else (int,)):
+        raise ValueError(f"{where}: {name}: null: got {null!r}, expected a number of dtype {dtype}")
+    return Condition(name, tuple(shape), dtype, None if classes is None else tuple(classes), null)
 
 
 def _text(name: str) -> Callable[[Any], str]:
