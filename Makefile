@@ -5,12 +5,13 @@ JOBS   ?= 2
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
+DIGITS := ddpm_deploy/assets/digits
 SOURCES := ddpm_deploy tests examples docs benchmarks
 
 # Checked against in the tests; their own requirements (torchvision, an older protobuf) would disturb torch's CPU build.
 PEERS := denoising-diffusion-pytorch einops ema-pytorch pytorch-fid tritonclient python-rapidjson
 
-.PHONY: demo shapes test lint format bench soak bundle shapes-bundle figures clean help
+.PHONY: demo shapes test lint format bench soak bundle shapes-bundle quality figures clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -45,6 +46,12 @@ bundle: $(READY) ## train and export the digits bundle inside the package again
 
 shapes-bundle: $(READY) ## train the shapes model for an hour or so, and put it into the package again
 	$(PY) examples/shapes_demo.py --out runs/shapes-bundle --install
+
+quality: $(READY) ## bits/dim, distances and the solver study of the digits model: docs/quality.md
+	$(PY) -m ddpm_deploy.evaluate $(DIGITS) --data digits --bound full --beside torch,torch:bf16,openvino --out runs/quality/digits
+	$(PY) -m ddpm_deploy.evaluate $(DIGITS) --data digits --bound none --num 2000 --study --out runs/quality/study \
+		--spacings leading,trailing,linspace,quadratic,logsnr,karras,tuned --nfes 4,5,6,7,8,12,20,50
+	$(PY) docs/make_quality.py runs/quality
 
 figures: $(READY) ## draw the pictures of the docs again
 	$(PY) docs/make_figures.py
