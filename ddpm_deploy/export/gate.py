@@ -43,7 +43,6 @@ from ddpm_deploy.plan.feeds import STATE_SIZE, plan_tables
 
 SAMPLES = 2  # of a whole sampler graph
 SEED = 0
-GUIDANCE = np.array([2.0, 0.5], np.float32)  # of these samples, where the model can be guided
 BOUND_ROWS = 100
 MAX_KEPT_BYTES = 2**28  # of the reference's predictions along one trajectory
 
