@@ -39,6 +39,7 @@ RECIPE = """
 [source]
 schedule = { kind = "linear", T = 1000 }
 prediction = "eps"
+t_name = "t"
 output = { scale = 8.0, offset = 8.0, units = "ink, 0 to 16" }
 """
 

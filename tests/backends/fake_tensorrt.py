@@ -10,6 +10,8 @@ import json
 import types
 from typing import Any
 
+from ddpm_deploy.bundle import Bundle
+
 
 class Severity(enum.Enum):
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
@@ -43,10 +45,21 @@ HALF_LAYERS = [Layer("CONVOLUTION", [Tensor("a", "HALF")], [Tensor("b", "HALF")]
 FLOAT_LAYERS = [Layer("CONVOLUTION", [X], [Tensor("b", "FLOAT")])]
 
 
+def inputs_of(bundle: Bundle) -> list[Tensor]:
+    """The inputs of a bundle's denoiser, as a network has them that was parsed from it."""
+    names = {"float32": "FLOAT", "int64": "INT64"}
+    return [
+        Tensor(spec.name, names[spec.dtype], tuple(-1 if isinstance(axis, str) else axis for axis in spec.shape))
+        for spec in bundle.file("denoiser", "fp32").inputs
+    ]
+
+
 class Network:
+    inputs = (X, T)
+
     def __init__(self, layers: list[Layer]) -> None:
-        self._layers, self._inputs = layers, [X, T]
-        self.num_layers, self.num_inputs = len(layers), 2
+        self._layers, self._inputs = layers, self.inputs
+        self.num_layers, self.num_inputs = len(layers), len(self.inputs)
 
     def get_layer(self, i: int) -> Layer:
         return self._layers[i]

@@ -42,6 +42,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def install(gpu: Gpu | None, **options: Any) -> Any:
         module = fake.make_module("10.9.0", gpu=gpu is not None, **options)
         monkeypatch.setitem(sys.modules, "tensorrt", module)
+        monkeypatch.setattr(fake.Network, "inputs", fake.inputs_of(read_bundle(DIGITS)))
         monkeypatch.setattr(build, "find_gpu", lambda: gpu)
         monkeypatch.setattr("ddpm_deploy.backends.tensorrt.builder.find_gpu", lambda: None)
         return module

@@ -15,6 +15,7 @@ from ddpm_deploy.backends.external import refuse_external_data
 from ddpm_deploy.backends.probe import INPUTS, MODEL, OUTPUTS
 from ddpm_deploy.bundle import Bundle, ModelFile, TensorSpec, default_bundle, read_bundle
 from ddpm_deploy.errors import BackendError, BackendUnavailable, BundleError
+from ddpm_deploy.job import example_conditions
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])
@@ -39,8 +40,9 @@ def int8_digits() -> tuple[bytes, ModelFile]:
     bundle = read_bundle(default_bundle())
     file = bundle.file("denoiser", "fp32")
     rng = np.random.default_rng(1)
+    steering = example_conditions(bundle.manifest.conditions, 4)
     states = [
-        {"x": rng.standard_normal((4, 1, 8, 8), np.float32), "t": rng.uniform(0, 999, 4).astype(np.float32)}
+        {"x": rng.standard_normal((4, 1, 8, 8), np.float32), "t": rng.uniform(0, 999, 4).astype(np.float32), **steering}
         for _ in range(4)
     ]
     model = quantise(onnx.load_from_string(bundle.open_bytes(file)), states, form=ONNXRUNTIME_INT8)
@@ -253,16 +255,21 @@ class TestOpenVino:
         model, file = int8_digits()
         rng = np.random.default_rng(0)
         x, t = rng.standard_normal((40, 1, 8, 8), np.float32), rng.uniform(0, 999, 40).astype(np.float32)
+        feeds = {"x": x, "t": t, **example_conditions(read_bundle(default_bundle()).manifest.conditions, 40)}
+
+        def part(first: int, count: int) -> dict[str, np.ndarray]:
+            return {name: array[first : first + count] for name, array in feeds.items()}
+
         from ddpm_deploy.backends.openvino import OpenVinoBackend
 
         for most in (8, 2, 1):
             forms(most)
             with OpenVinoBackend.from_bytes(model, file.inputs, file.outputs, precision="int8", threads=1) as backend:
                 assert backend.batch_invariant
-                alone = [backend.run({"x": x[i : i + 1], "t": t[i : i + 1]})["prediction"] for i in range(40)]
+                alone = [backend.run(part(i, 1))["prediction"] for i in range(40)]
                 for batch in (4, 7, 40):
-                    parts = [backend.run({"x": x[i : i + batch], "t": t[i : i + batch]}) for i in range(0, 40, batch)]
-                    together = np.concatenate([part["prediction"] for part in parts])
+                    parts = [backend.run(part(i, batch))["prediction"] for i in range(0, 40, batch)]
+                    together = np.concatenate(parts)
                     np.testing.assert_array_equal(together, np.concatenate(alone))
 
     def test_large_weights_share_one_model_for_all_shapes(

@@ -305,9 +305,10 @@ def test_damaged_timings_are_not_read(tmp_path: Path, damage: Any) -> None:
 
 @pytest.mark.parametrize(("wanted", "files"), [(None, 1), (True, 1), (False, 0)])
 def test_timing_cache_is_used_unless_it_is_switched_off(
-    install: Any, tmp_path: Path, wanted: bool | None, files: int
+    install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool | None, files: int
 ) -> None:
     install()
+    monkeypatch.setattr(fake.Network, "inputs", fake.inputs_of(read_bundle(default_bundle())))
     adapter, bundle, cache = open_adapter("tensorrt"), read_bundle(default_bundle()), EngineCache(tmp_path)
     file = bundle.file("denoiser", "fp32")
     key = engine_key(adapter, bundle, file, BuildSettings(timing_cache=wanted), H100)

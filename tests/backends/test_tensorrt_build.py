@@ -62,7 +62,8 @@ def denoisers(model: bytes) -> dict[str, Any]:
 
     graph = onnx.load_from_string(model)
     rng = np.random.default_rng(0)
-    feeds = [{"x": rng.standard_normal((2, *SHAPE), np.float32), "t": np.array([3, 500], np.float32)}]
+    labels = {"labels": np.array([3, 10])} if "labels" in [value.name for value in graph.graph.input] else {}
+    feeds = [{"x": rng.standard_normal((2, *SHAPE), np.float32), "t": np.array([3, 500], np.float32), **labels}]
     halves = {precision: to_half(graph, precision) for precision in ("fp16", "bf16")}
     return {"fp32": graph, **halves, "int8": quantise(graph, feeds, form=TENSORRT_INT8)}
 
@@ -74,7 +75,8 @@ def graph_of(
     from ddpm_deploy.export.sampler_graph import build_sampler
     from ddpm_deploy.export.step import build_step
 
-    arguments: dict[str, Any] = {"inputs": (X, T), "sample_shape": SHAPE, "learned_variance": False, "target": target}
+    inputs = tuple(spec_of(value) for value in denoiser.graph.input)
+    arguments: dict[str, Any] = {"inputs": inputs, "sample_shape": SHAPE, "learned_variance": False, "target": target}
     arguments |= options
     if role == "step":
         made = build_step(denoiser, **arguments, state_size=5)
@@ -134,11 +136,11 @@ def test_portable_sampler_with_a_free_state_builds_too(rtx: Adapter, denoisers: 
     assert build_engine(rtx, graph, inputs, settings, precision="fp32").profiles == (profile,)
 
 
-def test_fp32_graph_is_refused_where_fp16_was_asked(rtx: Adapter, model: bytes) -> None:
+def test_fp32_graph_is_refused_where_fp16_was_asked(rtx: Adapter, model: bytes, digits: Bundle) -> None:
     with pytest.raises(
         BackendError, match=r"tensorrt-rtx [\d.]+: .* got \d+ in fp32, expected some in fp16; .* export it"
     ):
-        build_engine(rtx, model, (X, T), BuildSettings(), precision="fp16")
+        build_engine(rtx, model, digits.file("denoiser", "fp32").inputs, BuildSettings(), precision="fp16")
 
 
 # -- profiles ---------------------------------------------------------------------------------------------------------
@@ -253,9 +255,10 @@ def test_capabilities_are_those_of_the_package(rtx: Adapter) -> None:
     assert {capability.replace(".", "") for capability in CAPABILITIES} == there
 
 
-def test_workspace_that_is_too_small_is_an_error_with_the_reason(rtx: Adapter, model: bytes) -> None:
+def test_workspace_that_is_too_small_is_an_error_with_the_reason(rtx: Adapter, model: bytes, digits: Bundle) -> None:
+    inputs = digits.file("denoiser", "fp32").inputs
     with pytest.raises(BackendError, match=r"the build failed: .*workspace limit.*; try other settings"):
-        build_engine(rtx, model, (X, T), BuildSettings(workspace_bytes=2**20), precision="fp32")
+        build_engine(rtx, model, inputs, BuildSettings(workspace_bytes=2**20), precision="fp32")
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="with a GPU these builds work")
