@@ -130,9 +130,12 @@ def plan_settings(
 ) -> dict[str, Any]:
     """The arguments of `make_plan` for a model, apart from its schedule; what is not asked for is the model's default.
 
-    A solver that is named without a number of steps takes the default number, but "ddpm" all T of them.
+    A solver that is named without a number of steps takes the default number, but "ddpm" all T of them. Where neither
+    solver, steps nor spacing is asked for, timesteps that were tuned for the model are taken.
     """
     defaults = manifest.defaults
+    if timesteps is None and (solver, steps, spacing) == (None, None, None):
+        timesteps = defaults.timesteps
     if steps is None and timesteps is None:
         steps = manifest.schedule.T if solver == "ddpm" else defaults.steps
     if solver is None:

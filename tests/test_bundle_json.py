@@ -135,7 +135,7 @@ def test_path_that_is_no_plain_name_is_refused(path: Any) -> None:
     assert "reference.path: got" in refused(set_at("reference.path", path))
 
 
-LATER = ("measured_on", "over_budget", "weights", "size_multiple", "null")  # a bundle of 1.0 has none of them
+LATER = ("measured_on", "over_budget", "weights", "size_multiple", "null", "timesteps")  # a bundle of 1.0 has none of them
 
 
 def test_missing_and_unknown_keys_are_refused_everywhere() -> None:
@@ -151,6 +151,28 @@ def test_missing_and_unknown_keys_are_refused_everywhere() -> None:
                     from_json(json.dumps(members))
                 else:
                     assert f"{key!r} is missing" in refused(members)
+
+
+@pytest.mark.parametrize(
+    ("steps", "t", "message"),
+    [
+        (3, [9, 4.5], "expected 3 numbers from"),
+        (2, [4, 9], "each below the one before"),
+        (2, [1e6, 9], "each below the one before"),
+        (2, [9, -1], "each below the one before"),
+        (2, [9, "x"], "expected a number"),
+    ],
+)
+def test_default_timesteps_that_are_no_way_down_are_refused(steps: int, t: list[Any], message: str) -> None:
+    members = set_at("defaults.steps", steps)
+    members["defaults"]["timesteps"] = t
+    assert message in refused(members)
+
+
+def test_default_timesteps_survive_a_round_trip() -> None:
+    members = set_at("defaults.steps", 3)
+    members["defaults"]["timesteps"] = [9, 4.5, 0]
+    assert from_json(to_json(from_json(json.dumps(members)))).defaults.timesteps == (9, 4.5, 0)
 
 
 def test_newer_minor_version_is_accepted_and_its_unknown_keys_come_with_a_hint() -> None:

@@ -67,12 +67,16 @@ class OutputAffine:
 
 @dataclass(frozen=True)
 class Defaults:
-    """The solver that `sample` uses when it is told nothing."""
+    """The solver that `sample` uses when it is told nothing.
+
+    timesteps: as they were tuned for this model, noisiest first; used where neither solver, steps nor spacing is asked.
+    """
 
     solver: str
     steps: int
     spacing: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    timesteps: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ MANIFEST_KEYS = (
 METADATA_KEYS = (*MANIFEST_KEYS[:-4], "graph")
 
 # New in formats 1.1 and 1.2, and what they mean where they are missing.
+DEFAULTS_DEFAULTS: dict[str, Any] = {"timesteps": None}
 CONDITION_DEFAULTS: dict[str, Any] = {"null": None}
 GRAPH_DEFAULTS: dict[str, Any] = {"measured_on": None, "over_budget": []}
 FILE_DEFAULTS = GRAPH_DEFAULTS | {"weights": None}
@@ -189,9 +191,18 @@ def _null(value: Any, where: str, dtype: str, classes: int) -> int | float:
 
 
 def _defaults(value: Any, where: str, T: int) -> Defaults:
-    fields = Fields(value, where, ("solver", "steps", "spacing", "options"))
+    fields = Fields(value, where, ("solver", "steps", "spacing", "options", "timesteps"), DEFAULTS_DEFAULTS)
     solver, spacing = (fields.take(key, text, WORD) for key in ("solver", "spacing"))
-    return Defaults(solver, fields.take("steps", whole, 1, T), spacing, fields.take("options", free_mapping))
+    steps, options = fields.take("steps", whole, 1, T), fields.take("options", free_mapping)
+    return Defaults(solver, steps, spacing, options, fields.take("timesteps", optional, _timesteps, steps, T))
+
+
+def _timesteps(value: Any, where: str, steps: int, T: int) -> tuple[float, ...]:
+    t = sequence(value, where, number)
+    falls = all(a > b for a, b in pairwise((T, *t, -1)))
+    if len(t) != steps or not falls or t[0] > T - 1 or t[-1] < 0:
+        raise refuse(where, value, f"{steps} numbers from {T - 1} down to 0, each below the one before")
+    return t
 
 
 def _network(value: Any, where: str) -> dict[str, Any]:

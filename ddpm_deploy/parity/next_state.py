@@ -208,7 +208,7 @@ def default_plan(manifest: Manifest) -> Plan:
 
 def short_plan(manifest: Manifest) -> Plan:
     """The model's default solver with its default steps, but at most `MOST_STEPS`: to measure with, and to record."""
-    steps = min(manifest.defaults.steps, MOST_STEPS)
+    steps = None if manifest.defaults.steps <= MOST_STEPS else MOST_STEPS
     return make_plan(schedule=manifest.schedule, **plan_settings(manifest, None, steps, None, None, {}))
 
 
