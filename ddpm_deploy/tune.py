@@ -1,6 +1,7 @@
 """`python -m ddpm_deploy.tune BUNDLE`: the fastest backend of this machine for each batch size, and remember it.
 
-`Sampler.load(bundle, backend="auto")` then takes what was chosen here.
+`Sampler.load(bundle, backend="auto")` then takes what was chosen here. `tune --plan` chooses timesteps instead: see
+`ddpm_deploy.tuning.command`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from contextlib import contextmanager
 from ddpm_deploy.backends.tensorrt.cache import VARIABLE
 from ddpm_deploy.bundle import Bundle, default_bundle, read_bundle
 from ddpm_deploy.cli import make_parser, run_command, words
-from ddpm_deploy.tuning import ANY, Bucket, Question, Record, Verdict, tune
+from ddpm_deploy.tuning import ANY, Bucket, Question, Record, Verdict, command, tune
 from ddpm_deploy.tuning.auto import BUDGET_S
 from ddpm_deploy.tuning.memory import path_of
 
 MAX_BATCH = 4096
+PLAN = command.FLAG
 COLUMNS = ("batch", "candidate", "ms", "ratio", "step rel. L2", "final max-abs", "")
 
 
@@ -36,7 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seconds", type=_seconds, default=BUDGET_S, help="of timing for each batch size, after a warm-up")
     add("--digest", metavar="sha256:...", help="refuse any other bundle than this")
     add("--json", action="store_true", help="print everything measured as JSON")
-    parser.epilog = f"choices are kept in the folder ${VARIABLE}, or the user's cache; backend='auto' finds them there"
+    parser.epilog = (
+        f"`tune {PLAN}` chooses timesteps instead, see its --help; choices are kept in the folder ${VARIABLE}, "
+        "or the user's cache; backend='auto' finds them there"
+    )
     return parser
 
 
@@ -129,6 +134,9 @@ def _seconds(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
+    argv = sys.argv[1:] if argv is None else argv
+    if PLAN in argv:
+        return command.main(argv)
     return run_command(build_parser(), run, argv)
 
 
