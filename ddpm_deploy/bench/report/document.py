@@ -137,6 +137,16 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A PNG with its caption. name: of its file beside a text, which cannot hold it; sharp: shows single pixels."""
+
+    png: bytes
+    name: str
+    caption: str
+    sharp: bool = True
+
+
+@dataclass(frozen=True)
 class Details:
     """What opens on request."""
 
@@ -144,7 +154,7 @@ class Details:
     table: Table
 
 
-Block = Paragraph | Bullets | Table | Figures | Details
+Block = Paragraph | Bullets | Table | Figures | Picture | Details
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,17 @@ class Section:
     key: str
     title: str
     blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report. kind: what it is one of, for the window's title. about: one line below the name."""
+
+    name: str
+    kind: str
+    about: str
+    summary: tuple[Line, ...]
+    sections: tuple[Section, ...]
 
 
 def text_of(line: Sequence[Inline]) -> str:

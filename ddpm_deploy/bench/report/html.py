@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from functools import singledispatch
 from importlib.resources import files
@@ -16,7 +17,9 @@ from ddpm_deploy.bench.report.document import (
     Details,
     Figures,
     Inline,
+    Page,
     Paragraph,
+    Picture,
     Plot,
     Section,
     Strong,
@@ -31,33 +34,39 @@ from ddpm_deploy.bench.report.svg import draw, swatch
 STYLE = files(__package__) / "report.css"  # found in a wheel as well
 UNBROKEN = 30  # letters of a cell that stay on one line
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a browser that obeys it loads nothing, whatever is written
+PICTURES = "; img-src data:"  # what the page itself holds
 
 
 def to_page(report: Report) -> str:
-    """The whole page."""
-    found = sections(report)
-    main = element("main", *_header(report), _contents(found), *map(_section, found))
-    page = element("html", _head(report), element("body", main), lang="en")
-    return f"<!DOCTYPE html>\n{to_html(page)}\n"
+    """The whole page of a benchmark."""
+    about = f"{model_in_words(report)} · {device_in_words(report.machine)} · {report.mode} run, {report.made}"
+    return page_to_html(Page(report.name, "benchmark", about, tuple(summary(report)), tuple(sections(report))))
 
 
-def _head(report: Report) -> Element:
+def page_to_html(page: Page) -> str:
+    """Any report."""
+    main = element("main", *_header(page), _contents(page.sections), *map(_section, page.sections))
+    whole = element("html", _head(page), element("body", main), lang="en")
+    return f"<!DOCTYPE html>\n{to_html(whole)}\n"
+
+
+def _head(page: Page) -> Element:
+    shows = any(isinstance(block, Picture) for section in page.sections for block in section.blocks)
     return element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY + PICTURES if shows else POLICY),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{report.name}: benchmark"),
+        element("title", f"{page.name}: {page.kind}"),
         element("style", STYLE.read_text(encoding="utf-8")),
     )
 
 
-def _header(report: Report) -> list[Element]:
-    about = f"{model_in_words(report)} · {device_in_words(report.machine)} · {report.mode} run, {report.made}"
-    lines = [element("li", *_inline(line)) for line in summary(report)]
+def _header(page: Page) -> list[Element]:
+    lines = [element("li", *_inline(line)) for line in page.summary]
     return [
-        element("header", element("h1", report.name), element("p", about, class_="about")),
+        element("header", element("h1", page.name), element("p", page.about, class_="about")),
         element("section", element("ul", *lines), class_="summary", id="summary"),
     ]
 
@@ -129,6 +138,13 @@ def _legend(plots: Sequence[Plot]) -> list[Element]:
             known.setdefault(series.name, (series.style, series.line))
     items = [element("li", swatch(style, line=line), name) for name, (style, line) in known.items()]
     return [element("ul", *items, class_="legend")] if items else []
+
+
+@_block.register
+def _picture(block: Picture) -> Element:
+    source = f"data:image/png;base64,{base64.b64encode(block.png).decode()}"
+    image = element("img", src=source, alt=block.caption, class_="sharp" if block.sharp else None)
+    return element("figure", image, element("figcaption", block.caption))
 
 
 @_block.register

@@ -15,7 +15,9 @@ from ddpm_deploy.bench.report.document import (
     Figures,
     Inline,
     Line,
+    Page,
     Paragraph,
+    Picture,
     Section,
     Strong,
     Table,
@@ -29,9 +31,15 @@ TICKS = re.compile("`+")
 
 
 def to_markdown(report: Report) -> str:
-    """The whole page."""
-    head = [f"# {escape(report.name)}", "\n".join(f"- {_inline(line)}" for line in summary(report))]
-    return "\n\n".join([*head, *(part for section in sections(report) for part in _section(section))]) + "\n"
+    """The whole page of a benchmark."""
+    return page_to_markdown(Page(report.name, "benchmark", "", tuple(summary(report)), tuple(sections(report))))
+
+
+def page_to_markdown(page: Page) -> str:
+    """Any report."""
+    head = [f"# {escape(page.name)}", *([escape(page.about)] if page.about else [])]
+    head.append("\n".join(f"- {_inline(line)}" for line in page.summary))
+    return "\n\n".join([*head, *(part for section in page.sections for part in _section(section))]) + "\n"
 
 
 def escape(text: str) -> str:
@@ -81,6 +89,11 @@ def _table(block: Table) -> str:
 @_block.register
 def _figures(block: Figures) -> str:
     return ""
+
+
+@_block.register
+def _picture(block: Picture) -> str:
+    return f"![{escape(block.caption)}]({block.name})"
 
 
 @_block.register
