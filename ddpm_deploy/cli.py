@@ -23,6 +23,7 @@ COMMANDS = {
     "build": "build TensorRT engines of a bundle, on the machine where they will run",
     "tune": "time the backends of this machine on a bundle, and remember the fastest",
     "sample": "draw samples from a bundle",
+    "evaluate": "measure how good samples are: bits/dim, distances to real ones, solvers compared",
     "parity": "measure how far runtimes are from the float32 torch reference",
     "bench": "compare two reports of the benchmarks, or render one again",
     "doctor": "say which runtimes can be had on this machine, and how to get the others",
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main_of(command: str) -> Callable[[Sequence[str]], int]:
-    package = {"train", "export", "parity", "bench"}
+    package = {"train", "export", "parity", "bench", "evaluate"}
     module: Any = importlib.import_module(f"ddpm_deploy.{command}{'.__main__' if command in package else ''}")
     main: Callable[[Sequence[str]], int] = module.main
     return main
