@@ -5,12 +5,13 @@ JOBS   ?= 2
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
+DIGITS := ddpm_deploy/assets/digits
 SOURCES := ddpm_deploy tests examples docs benchmarks
 
 # Checked against in the tests; their own requirements (torchvision, an older protobuf) would disturb torch's CPU build.
 PEERS := denoising-diffusion-pytorch einops ema-pytorch pytorch-fid tritonclient python-rapidjson
 
-.PHONY: demo test lint format bench soak bundle figures clean help
+.PHONY: demo test lint format bench soak bundle quality figures clean help
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -39,6 +40,14 @@ soak: $(READY) ## kill 200 exports while they write, and 200 bare writers; a tab
 
 bundle: $(READY) ## train and export the digits bundle inside the package again
 	$(PY) examples/digits_demo.py --out runs/bundle --num-chain 500 --install
+
+quality: $(READY) ## bits/dim, distances and the solver study of the digits model: docs/quality.md
+	$(PY) docs/export_digits.py runs/quality/bundle
+	$(PY) -m ddpm_deploy.evaluate runs/quality/bundle --data digits --bound full --bound-samples 100 \
+		--beside torch,openvino,onnxruntime:int8 --out runs/quality/digits
+	$(PY) -m ddpm_deploy.evaluate $(DIGITS) --data digits --bound none --num 2000 --study --out runs/quality/study \
+		--spacings leading,trailing,linspace,quadratic,logsnr,karras,tuned --nfes 4,5,6,7,8,12,20,50
+	$(PY) docs/make_quality.py runs/quality
 
 figures: $(READY) ## draw the pictures of the docs again
 	$(PY) docs/make_figures.py
