@@ -48,7 +48,9 @@ shapes-bundle: $(READY) ## train the shapes model for an hour or so, and put it 
 	$(PY) examples/shapes_demo.py --out runs/shapes-bundle --install
 
 quality: $(READY) ## bits/dim, distances and the solver study of the digits model: docs/quality.md
-	$(PY) -m ddpm_deploy.evaluate $(DIGITS) --data digits --bound full --beside torch,torch:bf16,openvino --out runs/quality/digits
+	$(PY) docs/export_digits.py runs/quality/bundle
+	$(PY) -m ddpm_deploy.evaluate runs/quality/bundle --data digits --bound full --bound-samples 100 \
+		--beside torch,openvino,onnxruntime:int8 --out runs/quality/digits
 	$(PY) -m ddpm_deploy.evaluate $(DIGITS) --data digits --bound none --num 2000 --study --out runs/quality/study \
 		--spacings leading,trailing,linspace,quadratic,logsnr,karras,tuned --nfes 4,5,6,7,8,12,20,50
 	$(PY) docs/make_quality.py runs/quality

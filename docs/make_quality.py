@@ -30,6 +30,8 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "quality.md"
 COLOURS = {"ddpm": RED, "ddim": ORANGE, "dpmpp_2m": GREEN, "unipc": BLUE}
 MARKS = {"trailing": "o", "quadratic": "s", "logsnr": "^", TUNED: "*"}
+BOUND_PICTURE = "![The terms of the bound over t: most bits are spent at small t](img/quality_bound.png)"
+STUDY_PICTURE = "![Distance against evaluations and measured time, with the Pareto front](img/quality_study.png)"
 COMPARED = (5, 6, 7, 8)  # evaluations, where the timesteps matter most
 Json = Mapping[str, Any]
 
@@ -52,9 +54,9 @@ def main() -> None:
 def blocks(digits: Json, study: Study) -> dict[str, str]:
     """What stands between the marks of the page, by name."""
     return {
-        "bits": table_to_markdown(bits_table(digits["runtimes"])),
+        "bits": f"{table_to_markdown(bits_table(digits['runtimes']))}\n\n{BOUND_PICTURE}",
         "samples": f"{table_to_markdown(samples_table(digits))}\n\nFeatures: {digits['about']['features']}.",
-        "front": table_to_markdown(front_table(study)),
+        "front": f"{STUDY_PICTURE}\n\n{table_to_markdown(front_table(study))}",
         "tuned": table_to_markdown(tuned_table(study.trials)),
     }
 

@@ -95,7 +95,9 @@ def plan_at(sampler: Sampler, solver: str, timesteps: Sequence[float]) -> Plan:
 
 def run_trial(sampler: Sampler, entry: Entry, judge: Judge, request: Request, state: State, tell: Tell) -> Trial:
     """Draw, judge and time one plan."""
-    name = f"study {entry.solver} {entry.spacing} {entry.plan.nfe}"
+    backend = sampler.backend
+    runtime = f"{backend.name} {backend.precision} {backend.device}"
+    name = f"study {runtime} {entry.solver} {entry.spacing} {entry.plan.nfe}"
     samples, seconds = draw(sampler, entry.plan, request, name, state, tell)
     distance, error = judge.distance(samples)
     timed = seconds[1:] if len(seconds) > 1 else seconds  # the first batch warms up

@@ -1,0 +1,149 @@
+"""The `evaluate` command on real runtimes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm_deploy.bundle import default_bundle, read_bundle
+from ddpm_deploy.evaluate import api
+from ddpm_deploy.evaluate.__main__ import main
+
+QUICK = ("--data", "digits", "--bound", "8", "--bound-samples", "20", "--num", "40", "--steps", "4")
+
+
+@pytest.fixture
+def evaluate(capsys):
+    def run(*words: object, bundle: object = default_bundle()) -> tuple[int, str, str]:
+        code = main([str(bundle), *map(str, words)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def measured(out: str) -> dict:
+    return json.loads(out)
+
+
+@pytest.mark.slow
+def test_torch_and_onnx_runtime_agree_within_1e_4_bits_per_dim(evaluate):
+    words = ("--data", "digits", "--bound", 50, "--bound-samples", 60, "--num", 40, "--json")
+    code, out, _ = evaluate(*words, "--beside", "torch")
+    assert code == 0
+    ours, torch = measured(out)["runtimes"]
+    assert ours["bits_per_dim_difference"] is None
+    assert 3 < ours["bits_per_dim"]["value"] < 5
+    assert abs(torch["bits_per_dim_difference"]["value"]) < 1e-4
+    assert abs(torch["bits_per_dim"]["value"] - ours["bits_per_dim"]["value"]) < 1e-4
+
+
+def test_the_difference_of_another_precision_is_reported_with_its_error(evaluate):
+    words = ("--data", "digits", "--bound", 8, "--bound-samples", 6, "--num", 10, "--steps", 2, "--json")
+    _, bf16 = measured(evaluate(*words, "--beside", "torch:bf16")[1])["runtimes"]
+    assert 1e-6 < abs(bf16["bits_per_dim_difference"]["value"]) < 1
+    assert bf16["bits_per_dim_difference"]["standard_error"] > 0
+
+
+def test_the_report_holds_every_figure_and_its_pictures_and_loads_nothing(evaluate, tmp_path):
+    code, out, _ = evaluate(*QUICK, "--draws", 2, "--out", tmp_path)
+    assert code == 0
+    assert "bits/dim" in out
+    page = (tmp_path / "report.html").read_text()
+    assert "This is not FID" in page
+    assert page.count('<img src="data:image/png;base64,') == 3
+    assert "img-src data:" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "![Samples of onnxruntime fp32" in (tmp_path / "report.md").read_text()
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    (runtime,) = found["runtimes"]
+    bits = runtime["bits_per_dim"]
+    assert bits["value"] == pytest.approx(sum(bits["parts"].values()))
+    assert len(bits["terms"]) == len(bits["t"]) == 8
+    assert bits["standard_error_of_the_noise"] > 0
+    assert found["real"]["frechet"] < runtime["samples"]["frechet"]
+    assert {p.name for p in tmp_path.glob("*.png")} == {"samples.png", "real.png", "nearest.png"}
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_figures(evaluate, tmp_path, monkeypatch):
+    whole = measured(evaluate(*QUICK, "--json")[1])
+    rows, real = [], api.measure_bound
+
+    def stopped(sampler, chain, task, name, state, tell):
+        def count(done):
+            rows.append(done)
+            if len(rows) == 5:
+                raise KeyboardInterrupt
+
+        state.save = lambda name, arrays, last=False: type(state).save(state, name, arrays, last=True)
+        return real(sampler, chain, task, name, state, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "measure_bound", stopped)
+        assert evaluate(*QUICK, "--out", tmp_path)[0] == 130
+    terms = np.load(next((tmp_path / "state").glob("bound*.npz")))["terms"]
+    assert np.isnan(terms).all(axis=(1, 2)).tolist() == [False] * 5 + [True] * 3
+    again = measured(evaluate(*QUICK, "--out", tmp_path, "--json")[1])
+    assert again["runtimes"] == whole["runtimes"]
+    assert again["real"] == whole["real"]
+
+
+def test_a_state_of_other_settings_is_refused_and_restart_discards_it(evaluate, tmp_path):
+    assert evaluate(*QUICK, "--bound", "none", "--out", tmp_path)[0] == 0
+    code, _, err = evaluate(*QUICK, "--bound", "none", "--seed", 1, "--out", tmp_path)
+    assert code == 2
+    assert "was made with another seed: 0, now 1; give --restart" in err
+    assert evaluate(*QUICK, "--bound", "none", "--seed", 1, "--out", tmp_path, "--restart")[0] == 0
+
+
+def test_a_conditional_model_is_judged_by_the_classes_asked(evaluate, labelled_bundle, labelled_archive, tmp_path):
+    words = ("--data", f"npz:{labelled_archive}", "--bound", 4, "--num", 30, "--json", "--out", tmp_path)
+    code, out, err = evaluate(*words, bundle=labelled_bundle)
+    assert code == 0, err
+    found = measured(out)
+    assert 0 <= found["runtimes"][0]["samples"]["class_accuracy"] <= 1
+    assert found["real"]["class_accuracy"] > 0.9
+    assert "taken for the class asked" in (tmp_path / "report.html").read_text()
+
+
+def test_the_study_recommends_a_plan_and_writes_it_into_the_bundle(evaluate, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(default_bundle(), bundle)
+    words = (*QUICK, "--bound", "none", "--study", "--solvers", "ddim,unipc", "--spacings", "trailing,quadratic")
+    code, out, err = evaluate(*words, "--nfes", "3,6", "--write-default", "--json", bundle=bundle)
+    assert code == 0, err
+    study = measured(out)["study"]
+    assert len(study["trials"]) == 9
+    assert all(trial["seconds"] > 0 for trial in study["trials"])
+    chosen, written = study["recommended"], read_bundle(bundle).manifest.defaults
+    assert (written.solver, written.steps) == (chosen["solver"], chosen["steps"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--beside", "magic"], "--beside: got 'magic'"),
+        (["--nfes", "4"], "--nfes: is of the study; give --study too"),
+        (["--write-default"], "--write-default: is of the study"),
+        (["--study", "--solvers", "magic"], "--solvers: got 'magic'"),
+        (["--bound", "1"], "bound: got 1, expected 'full', at least 2 steps"),
+        (["--num", "0"], "samples: got 0"),
+        (["--guidance", "3"], "guidance: got a weight, but the model has no condition with a null"),
+        (["--plan", "p.json", "--solver", "ddim"], "--plan: given together with"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(evaluate, words, message):
+    code, _, err = evaluate("--data", "digits", *words)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_the_command_is_listed(capsys):
+    from ddpm_deploy.cli import main as ddpm_deploy
+
+    assert ddpm_deploy(["evaluate", str(Path("nowhere")), "--data", "digits"]) == 2
+    assert "no such bundle" in capsys.readouterr().err
