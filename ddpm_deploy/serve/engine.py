@@ -102,6 +102,7 @@ class Engine:
         sampler = self.samplers[0]
         chosen_plan = sampler.chosen_plan(plan, solver, steps, spacing, options)
         check_plan(chosen_plan, sampler.manifest)
+        chosen_plan.row(0)  # compile its rows here, not in the thread that all wait for
         job = sampler.job(n, chosen_plan, size, None, condition, guidance, guidance_interval)
         check_streams(seed, start, job.n)
         handle = Handle(job.n, job.shape, preview_every)
