@@ -37,7 +37,7 @@ class NumpyBackend(GuardedBackend):
         x, t = feeds["x"], feeds["t"].reshape(-1, 1, 1, 1)
         label = feeds.get("labels", np.zeros(len(t), np.int64)).astype(np.float32).reshape(t.shape)
         m = np.float32(0.9) * np.sin(x + t / 70) + np.float32(0.05) * x * (label + 1)
-        if self.channels > SHAPE[0]:
+        if self.channels > x.shape[1]:
             m = np.concatenate([m, np.tanh(x)], axis=1)
         if self.fault is not None:
             self.fault(feeds, m)
@@ -81,20 +81,26 @@ class Gate:
             self._changed.notify_all()
 
 
-def numpy_sampler(*, variance: str = "small", labelled: bool = False, size_multiple: int | None = None) -> Sampler:
-    """A sampler of (2, 4, 4) with a schedule of 100 steps; labelled: three classes, and 3 for none."""
-    channels = SHAPE[0] * (2 if variance == "learned" else 1)
+def numpy_sampler(
+    *,
+    variance: str = "small",
+    labelled: bool = False,
+    size_multiple: int | None = None,
+    shape: tuple[int, int, int] = SHAPE,
+) -> Sampler:
+    """A sampler with a schedule of 100 steps; labelled: three classes, and 3 for none."""
+    channels = shape[0] * (2 if variance == "learned" else 1)
     labels = (b.Condition("labels", (), "int64", tuple("abc"), 3),) if labelled else ()
-    axes = SHAPE[1:] if size_multiple is None else ("H", "W")
+    axes = shape[1:] if size_multiple is None else ("H", "W")
     inputs = (
-        b.TensorSpec("x", ("B", SHAPE[0], *axes), "float32"),
+        b.TensorSpec("x", ("B", shape[0], *axes), "float32"),
         b.TensorSpec("t", ("B",), "float32"),
         *(b.TensorSpec(label.name, ("B",), label.dtype) for label in labels),
     )
     outputs = (b.TensorSpec("prediction", ("B", channels, *axes), "float32"),)
     manifest = b.Manifest(
         model=b.ModelInfo("numpy", "1", "Apache-2.0", {"weights": "none"}),
-        sample_shape=SHAPE,
+        sample_shape=shape,
         output=b.OutputAffine((127.5,), (127.5,), "8-bit"),
         prediction="eps",
         variance=variance,
