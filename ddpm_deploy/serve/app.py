@@ -128,12 +128,12 @@ def make_app(engine: Engine, limits: Limits | None = None, token: str | None = N
         """Draw pictures."""
         return await service.generate(request)
 
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """Whether the process lives."""
-        return {"status": "ok"}
+    @app.get("/healthz", responses={503: {"description": "Every device has failed; only a restart helps."}})
+    async def healthz() -> JSONResponse:
+        """Whether the process is of any use."""
+        return JSONResponse({"healthy": engine.alive}, 200 if engine.alive else 503)
 
-    @app.get("/readyz", responses={503: {"description": "Warming up, draining, or without a device that works."}})
+    @app.get("/readyz", responses={503: {"description": "Warming up, draining, or every device has failed."}})
     async def readyz() -> JSONResponse:
         """Whether it takes requests."""
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)

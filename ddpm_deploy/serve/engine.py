@@ -21,13 +21,11 @@ from ddpm_deploy.serve.buckets import Buckets, default_sizes
 from ddpm_deploy.serve.handle import Handle
 from ddpm_deploy.serve.line import Line
 from ddpm_deploy.serve.policy import chosen
-from ddpm_deploy.serve.request import check_plan, check_streams, check_terms, is_whole, samples_of
+from ddpm_deploy.serve.request import check_plan, check_samplers, check_streams, check_terms, is_whole, samples_of
 from ddpm_deploy.serve.sample import Sample
 from ddpm_deploy.serve.stepper import Stepper
 
 CAPACITY = 256
-RETRY_AFTER_S = (0.1, 60.0)
-UNKNOWN_RETRY_AFTER_S = 1.0
 GIVE_UP_AFTER = 3  # calls in a row in which nothing succeeded
 logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ class Engine:
         self, samplers: Sampler | Sequence[Sampler], *, buckets: Sequence[int] | None = None, capacity: int = CAPACITY
     ) -> None:
         self.samplers = [samplers] if isinstance(samplers, Sampler) else list(samplers)
-        _check_samplers(self.samplers)
+        check_samplers(self.samplers)
         if not is_whole(capacity) or capacity < 1:
             raise ValueError(f"capacity: got {capacity!r}, expected a whole number of at least 1")
         self.capacity = capacity
@@ -57,6 +55,7 @@ class Engine:
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._accepting, self._closed = True, False
+        self._unsettled = 0
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"engine-{i}", daemon=True)
             for i in range(len(self.samplers))
@@ -96,8 +95,11 @@ class Engine:
         preview_every: keep a preview each so many steps, 0 for none. Conditions are encoded here, in this thread.
         Raises ValueError, QueueFull, EngineClosed.
         """
-        self._check_usable(n)
         check_terms(priority, deadline_s, wait_s, preview_every)
+        self._check_usable(n)
+        if is_whole(n) and not wait_s:
+            with self._changed:
+                self._await_room(n, 0)  # before anything is computed for what would be refused
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
         sampler = self.samplers[0]
         chosen_plan = sampler.chosen_plan(plan, solver, steps, spacing, options)
@@ -134,6 +136,11 @@ class Engine:
         """Whether requests are taken: false in a drain, after `close`, and when every device has failed."""
         return self._accepting
 
+    @property
+    def alive(self) -> bool:
+        """Whether some device has not been given up."""
+        return bool(self._alive)
+
     def warmup(self) -> None:
         """Evaluate each sampler once at its smallest and its largest batch, or, if there are few, at all of them."""
         for sampler, stepper in zip(self.samplers, self._steppers, strict=True):
@@ -146,7 +153,7 @@ class Engine:
         with self._changed:
             self._accepting = False
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not len(self._line), timeout)
+            return self._changed.wait_for(lambda: not (len(self._line) or self._unsettled), timeout)
 
     def close(self) -> None:
         """Stop at the next step: what is not finished fails with EngineClosed. `drain` first to finish it."""
@@ -194,9 +201,7 @@ class Engine:
         self._check_accepting()
         missing = len(self._line) + n - self.capacity
         if missing > 0:
-            guess = self._line.seconds_until_room(missing)
-            low, high = RETRY_AFTER_S
-            retry_after_s = UNKNOWN_RETRY_AFTER_S if guess is None else min(max(guess, low), high)
+            retry_after_s = self._line.seconds_until_room(missing)
             raise QueueFull(
                 f"engine: holds {len(self._line)} samples, with {n} more than its capacity of {self.capacity}; "
                 f"ask again after {retry_after_s:.1f} s",
@@ -213,19 +218,25 @@ class Engine:
 
     def _work(self, worker: int) -> None:
         failures = 0
-        while batch := self._next_batch(worker):
-            begin = time.perf_counter()
-            try:
-                errors = self._steppers[worker].advance(batch)
-            except Exception as error:  # a defect of ours must not leave callers waiting
-                logger.exception("engine: a step failed")
-                errors = dict.fromkeys(batch, error)
-            self._settle(batch, errors, time.perf_counter() - begin)
-            lost = len(errors) == len(batch) and all(isinstance(e, BackendError) for e in errors.values())
+        while not self._closed:
+            lost = self._step(worker)
             failures = failures + 1 if lost else 0
-            if failures == GIVE_UP_AFTER:
-                self._give_up(worker, next(iter(errors.values())))
+            if lost and failures >= GIVE_UP_AFTER and not self._works(worker):
+                self._give_up(worker, lost)
                 return
+
+    def _step(self, worker: int) -> Exception | None:
+        """Wait for samples and take them through a row; an error where the device did nothing for any."""
+        batch = self._next_batch(worker)
+        begin = time.perf_counter()
+        try:
+            errors = self._steppers[worker].advance(batch) if batch else {}
+        except Exception as error:  # a defect of ours must not leave callers waiting
+            logger.exception("engine: a step failed")
+            errors = dict.fromkeys(batch, error)
+        self._settle(batch, errors, time.perf_counter() - begin)
+        failed = [error for error in errors.values() if isinstance(error, BackendError)]
+        return failed[0] if batch and len(failed) == len(batch) else None
 
     def _next_batch(self, worker: int) -> list[Sample]:
         """Wait for samples to advance; none when the engine is closed."""
@@ -251,12 +262,25 @@ class Engine:
             self._line.stepped(len(batch), seconds)
             finished = [s for s in batch if s in self._line and (s in errors or not s.left)]
             self._line.remove(finished)
+            self._unsettled += len(finished)
             if finished:
                 self._changed.notify_all()
         for sample in finished:
             failure = errors.get(sample)
             sample.handle.settle(sample.index, sample.image if failure is None else failure)
             sample.state = None
+        if finished:
+            with self._changed:
+                self._unsettled -= len(finished)
+                self._changed.notify_all()
+
+    def _works(self, worker: int) -> bool:
+        """Whether a device computes anything at all, or it was the requests that it could not."""
+        try:
+            self.samplers[worker].warmup(self._steppers[worker].buckets.sizes[0])
+        except BackendError:
+            return False
+        return True
 
     def _give_up(self, worker: int, error: Exception) -> None:
         """Leave the line to the other devices; after the last of them nothing is accepted any more."""
@@ -278,12 +302,3 @@ class Engine:
         for handle in handles:
             self._line.forget(handle)
         return handles
-
-
-def _check_samplers(samplers: Sequence[Sampler]) -> None:
-    if not samplers:
-        raise ValueError("samplers: got none, expected at least one")
-    first = samplers[0].manifest
-    for name in ("model", "sample_shape", "prediction", "variance", "conditions"):
-        if any(getattr(sampler.manifest, name) != getattr(first, name) for sampler in samplers):
-            raise ValueError(f"samplers: got several kinds of {name}, expected one model; make an engine for each")

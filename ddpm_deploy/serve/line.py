@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 
 from ddpm_deploy.serve.handle import Handle
 from ddpm_deploy.serve.sample import Sample
 
 PACE_MEMORY = 0.9
+WAIT_S = (0.1, 60.0)
+UNKNOWN_WAIT_S = 1.0
 
 
 class Line:
@@ -24,7 +26,7 @@ class Line:
         self._held: dict[int, Sample] = {}
         self._waiting: list[Sample] = []
         self._own: list[list[Sample]] = [[] for _ in range(workers)]
-        self._deadlines: list[tuple[float, int, Handle]] = []
+        self._deadlines: dict[Handle, float] = {}
         self._of: dict[Handle, list[Sample]] = {}
         self._pace = 0.0
         self.clock = 0.0
@@ -47,7 +49,7 @@ class Line:
             self._held[sample.number] = sample
             insort(self._waiting, sample, key=_order)
         if deadline is not None:
-            heapq.heappush(self._deadlines, (deadline, self._of[handle][0].number, handle))
+            self._deadlines[handle] = deadline
 
     def candidates(self, worker: int) -> Iterator[Sample]:
         """Those that a worker may take, in the order in which they are due; no more of the new ones than its share."""
@@ -59,7 +61,7 @@ class Line:
         own = self._own[worker]
         new = [sample for sample in batch if sample.state is None]
         for sample in new:
-            self._waiting.remove(sample)
+            _discard(self._waiting, sample)
             insort(own, sample, key=_order)
 
     def stepped(self, count: int, seconds: float) -> None:
@@ -74,12 +76,12 @@ class Line:
             if self._held.pop(sample.number, None) is None:
                 continue
             for place in (self._waiting, *self._own):
-                if sample in place:
-                    place.remove(sample)
+                _discard(place, sample)
             siblings = self._of[sample.handle]
             siblings.remove(sample)
             if not siblings:
                 del self._of[sample.handle]
+                self._deadlines.pop(sample.handle, None)
 
     def left_by(self, worker: int) -> list[Sample]:
         """Let go of what a worker had, and name it."""
@@ -93,21 +95,26 @@ class Line:
 
     def expired(self, now: float) -> list[Handle]:
         """Let go of the requests whose time is over, and name them."""
-        late = []
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2] not in self._of):
-            _, _, handle = heapq.heappop(self._deadlines)
-            if handle in self._of:
-                late.append(handle)
-                self.forget(handle)
+        late = [handle for handle, deadline in self._deadlines.items() if deadline <= now]
+        for handle in late:
+            self.forget(handle)
         return late
 
-    def seconds_until_room(self, places: int) -> float | None:
-        """A guess at when so many places will be free, by the pace of late; None before anything was drawn."""
+    def seconds_until_room(self, places: int) -> float:
+        """A guess at when so many places will be free, by the pace of late."""
         if not self._pace:
-            return None
+            return UNKNOWN_WAIT_S
         rows = sum(sample.left for sample in self._held.values())
-        return rows / self._pace * min(1.0, places / max(1, len(self)))
+        shortest, longest = WAIT_S
+        return min(max(rows / self._pace * min(1.0, places / max(1, len(self))), shortest), longest)
 
 
 def _order(sample: Sample) -> tuple[float, int]:
     return sample.due, sample.number
+
+
+def _discard(place: list[Sample], sample: Sample) -> None:
+    """Remove it from a sorted list, if it is there."""
+    index = bisect_left(place, _order(sample), key=_order)
+    if index < len(place) and place[index] is sample:
+        del place[index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from ddpm_deploy.bundle import Manifest
 from ddpm_deploy.guidance import without
 from ddpm_deploy.job import Job, kept_channels
 from ddpm_deploy.plan import Plan
+from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.serve.handle import Handle
 from ddpm_deploy.serve.policy import MAX_PRIORITY, calls_alone, due
 from ddpm_deploy.serve.sample import Sample
@@ -50,6 +51,16 @@ def samples_of(
         )
         for i in range(job.n)
     ]
+
+
+def check_samplers(samplers: Sequence[Sampler]) -> None:
+    """ValueError unless they can serve the same requests."""
+    if not samplers:
+        raise ValueError("samplers: got none, expected at least one")
+    first = samplers[0].manifest
+    for name in ("model", "sample_shape", "size_multiple", "prediction", "variance", "conditions"):
+        if any(getattr(sampler.manifest, name) != getattr(first, name) for sampler in samplers):
+            raise ValueError(f"samplers: got several kinds of {name}, expected one model; make an engine for each")
 
 
 def check_plan(plan: Plan, manifest: Manifest) -> None:

@@ -54,7 +54,7 @@ class Stepper:
             if m is not None:
                 self._update(group, stack, m[begin : begin + len(group), : group[0].channels], errors)
             begin += len(group)
-        self._running = {sample.number: sample for sample in order if sample not in errors}
+        self._running = {sample.number: sample for sample in order if sample not in errors and sample.left}
         return errors
 
     # -- the network ----------------------------------------------------------------------------------------------
@@ -108,13 +108,14 @@ class Stepper:
         z = _joined([sample.noise() for sample in group]) if row.draws else None
         with np.errstate(all="ignore"):  # what overflows shows in the next prediction
             state, x0 = row.apply(stack, m, z)
-        self._stacks[_numbers(group)] = state
         for i, sample in enumerate(group):
             if sample.handle.wants_preview(sample.row, len(sample.plan)):
                 preview = Preview(sample.index, sample.row, len(sample.plan), sample.t, np.array(x0[i]))
                 sample.handle.show(preview)
             sample.state = [images[i] for images in state]
             sample.row += 1
+        if any(sample.left for sample in group):
+            self._stacks[_numbers(group)] = state
 
     def _stack(self, group: Sequence[Sample]) -> list[Array]:
         """The states of a group, K arrays (B, *S)."""

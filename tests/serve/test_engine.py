@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -106,6 +108,27 @@ def test_a_full_engine_refuses_and_says_when_to_come_again(held: Sampler) -> Non
         assert engine.held == 2
         engine.submit(1)
         held.backend.gate.open()
+
+
+def test_nothing_is_computed_for_what_is_refused(held: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine(held, capacity=1) as engine:
+        engine.submit(steps=2)
+        monkeypatch.setattr(held, "job", lambda *_: pytest.fail("the request was worked on"))
+        with pytest.raises(QueueFull):
+            engine.submit(steps=2)
+        held.backend.gate.open()
+
+
+def test_an_idle_engine_holds_no_samples(sampler: Sampler) -> None:
+    with Engine(sampler) as engine:
+        handle = engine.submit(3, solver="unipc", steps=4)
+        handle.result(PATIENCE_S)
+        kept = weakref.ref(handle)
+        del handle
+        until = time.monotonic() + PATIENCE_S
+        while kept() is not None and time.monotonic() < until:
+            gc.collect()
+        assert kept() is None
 
 
 def test_a_caller_may_wait_for_room(held: Sampler) -> None:

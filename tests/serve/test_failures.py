@@ -125,6 +125,15 @@ def test_a_device_that_fails_again_and_again_is_given_up_and_the_other_goes_on(s
     np.testing.assert_array_equal(last[4], sampler.sample(1, steps=3, seed=4))
 
 
+def test_requests_that_fail_again_and_again_do_not_cost_the_device(sampler: Sampler) -> None:
+    sampler.backend.fault = refuse
+    with Engine(sampler) as engine:
+        for _ in range(10):
+            assert isinstance(engine.submit(steps=3, seed=POISON).outcomes(PATIENCE_S)[0], BackendError)
+        assert engine.alive
+        assert engine.submit(steps=3).result(PATIENCE_S).shape == (1, *SHAPE)
+
+
 def test_when_the_last_device_is_lost_nobody_is_left_waiting(sampler: Sampler) -> None:
     sampler.close()
     engine = Engine(sampler, buckets=(1,))
@@ -134,7 +143,7 @@ def test_when_the_last_device_is_lost_nobody_is_left_waiting(sampler: Sampler) -
             handles.append(engine.submit(2, steps=3, wait_s=PATIENCE_S))
     for handle in handles:
         assert isinstance(handle.outcomes(PATIENCE_S)[-1], BackendError)
-    assert (engine.held, engine.accepting) == (0, False)
+    assert (engine.held, engine.accepting, engine.alive) == (0, False, False)
     engine.close()
 
 

@@ -279,6 +279,18 @@ def test_numbers_that_are_none_are_status_500_for_that_request_alone(held) -> No
     assert good.result(PATIENCE_S).status == 200
 
 
+def test_a_service_whose_device_is_lost_asks_to_be_restarted() -> None:
+    sampler = numpy_sampler(shape=(1, 4, 4))
+    with serving(sampler) as (client, engine, _):
+        assert client.get("/healthz").status == 200
+        sampler.close()
+        answers = [client.post(steps=2).status for _ in range(3)]
+        until(lambda: not engine.alive)
+        assert answers == [500, 500, 500]
+        assert client.post(steps=2).status == 503
+        assert [client.get(path).status for path in ("/healthz", "/readyz")] == [503, 503]
+
+
 # -- ready, and the end ---------------------------------------------------------------------------------------------
 
 
