@@ -21,7 +21,15 @@ from ddpm_deploy.serve.buckets import Buckets, default_sizes
 from ddpm_deploy.serve.handle import Handle
 from ddpm_deploy.serve.line import Line
 from ddpm_deploy.serve.policy import chosen
-from ddpm_deploy.serve.request import check_plan, check_samplers, check_streams, check_terms, is_whole, samples_of
+from ddpm_deploy.serve.request import (
+    check_plan,
+    check_process,
+    check_samplers,
+    check_streams,
+    check_terms,
+    is_whole,
+    samples_of,
+)
 from ddpm_deploy.serve.sample import Sample
 from ddpm_deploy.serve.stepper import Stepper
 
@@ -79,6 +87,7 @@ class Engine:
         start: int = 0,
         size: Sequence[int] | None = None,
         condition: Conditions | None = None,
+        prompt: str | Sequence[str] | None = None,
         guidance: ArrayLike = 1.0,
         guidance_interval: Sequence[float] | None = None,
         priority: int = 0,
@@ -105,7 +114,7 @@ class Engine:
         chosen_plan = sampler.chosen_plan(plan, solver, steps, spacing, options)
         check_plan(chosen_plan, sampler.manifest)
         chosen_plan.row(0)  # compile its rows here, not in the thread that all wait for
-        job = sampler.job(n, chosen_plan, size, None, condition, guidance, guidance_interval)
+        job = sampler.job(n, chosen_plan, size, None, condition, prompt, guidance, guidance_interval)
         check_streams(seed, start, job.n)
         handle = Handle(job.n, job.shape, preview_every)
         with self._changed:
@@ -182,11 +191,7 @@ class Engine:
     # -- taking requests in ---------------------------------------------------------------------------------------
 
     def _check_usable(self, n: Any) -> None:
-        if os.getpid() != self._pid:
-            raise BackendError(
-                f"engine: made in process {self._pid}, used in its fork {os.getpid()}, where its threads do not exist; "
-                "make it in the child"
-            )
+        check_process(self._pid)
         self._check_accepting()
         if is_whole(n) and n > self.capacity:
             raise ValueError(f"n: got {n}, expected at most {self.capacity}, the engine's capacity; ask for fewer")

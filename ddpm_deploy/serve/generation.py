@@ -30,7 +30,7 @@ class GenerationRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: str = Field("", max_length=1000, description="The label, for clients that must send a prompt.")
+    prompt: str = Field("", max_length=1000, description="What to draw; the label, where the model reads no text.")
     label: str | None = Field(None, max_length=1000, description="A class by name or number; several, with commas.")
     model: str | None = Field(None, max_length=200, description="The name of the model served.")
     n: int = Field(1, ge=1, description="How many pictures.")
@@ -91,7 +91,7 @@ def submission(request: GenerationRequest, sampler: Sampler, limits: Limits) -> 
         "plan": plan,
         "seed": secrets.randbits(RANDOM_SEED_BITS) if request.seed is None else request.seed,
         "size": _size(request.size, limits.max_pixels),
-        "condition": _condition(request, manifest),
+        **_steering(request, manifest),
         "guidance": request.guidance,
         "deadline_s": min(request.deadline_s or limits.deadline_s, limits.deadline_s),
     }
@@ -121,13 +121,15 @@ def _size(text: str | None, max_pixels: int) -> Sequence[int] | None:
     return height, width
 
 
-def _condition(request: GenerationRequest, manifest: Manifest) -> dict[str, Any] | None:
+def _steering(request: GenerationRequest, manifest: Manifest) -> dict[str, Any]:
+    """The prompt where the model reads text, or else the labels; an empty prompt is none."""
+    if manifest.tokenizer is not None and request.prompt:
+        labels = {} if request.label is None else dict([labels_of(request.label, manifest, request.n)])
+        return {"prompt": request.prompt, "condition": labels}
     if request.label is not None and request.prompt:
-        raise ValueError("label: given together with prompt; give one of the two")
-    text = request.prompt if request.label is None else request.label
-    if request.label is None and not text:
-        return None
-    return dict([labels_of(text, manifest, request.n)])
+        raise ValueError("label: given together with prompt, which is the label here; give one of the two")
+    text = request.label if request.label is not None else request.prompt or None
+    return {} if text is None else {"condition": dict([labels_of(text, manifest, request.n)])}
 
 
 def _png(image: Any) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ddpm_deploy.bundle import Manifest
+from ddpm_deploy.errors import BackendError
 from ddpm_deploy.guidance import without
 from ddpm_deploy.job import Job, kept_channels
 from ddpm_deploy.plan import Plan
@@ -61,6 +63,15 @@ def check_samplers(samplers: Sequence[Sampler]) -> None:
     for name in ("model", "sample_shape", "size_multiple", "prediction", "variance", "conditions"):
         if any(getattr(sampler.manifest, name) != getattr(first, name) for sampler in samplers):
             raise ValueError(f"samplers: got several kinds of {name}, expected one model; make an engine for each")
+
+
+def check_process(pid: int) -> None:
+    """BackendError in a fork of the process that made the engine."""
+    if os.getpid() != pid:
+        raise BackendError(
+            f"engine: made in process {pid}, used in its fork {os.getpid()}, where its threads do not exist; "
+            "make it in the child"
+        )
 
 
 def check_plan(plan: Plan, manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import numpy as np
 from ddpm_deploy import Sampler
 from ddpm_deploy import bundle as b
 from ddpm_deploy.backends.base import GuardedBackend
+from ddpm_deploy.encoder import Encoder
 from ddpm_deploy.schedule import NoiseSchedule
+from ddpm_deploy.tokenizer import Tokenizer
 
 SHAPE = (2, 4, 4)
 PATIENCE_S = 20
@@ -42,6 +45,27 @@ class NumpyBackend(GuardedBackend):
         if self.fault is not None:
             self.fault(feeds, m)
         return {"prediction": m}
+
+
+class NumpyEncoder(GuardedBackend):
+    """Tokens (B, 2) to labels 0 to 2."""
+
+    name = "numpy"
+
+    def __init__(self) -> None:
+        super().__init__(
+            object(),
+            [b.TensorSpec("tokens", ("B", 2), "int64")],
+            [b.TensorSpec("labels", ("B",), "int64")],
+            device="cpu",
+            precision="fp32",
+            threads=1,
+            batch_invariant=True,
+            details={},
+        )
+
+    def _evaluate(self, runtime: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"labels": feeds["tokens"].sum(axis=1) % 3}
 
 
 class Gate:
@@ -114,3 +138,10 @@ def numpy_sampler(
         size_multiple=size_multiple,
     )
     return Sampler(NumpyBackend(inputs, outputs, channels), manifest)
+
+
+def prompted_sampler() -> Sampler:
+    """A guided sampler of grey pictures that reads two words, of which there are four."""
+    sampler, tokenizer = numpy_sampler(labelled=True, shape=(1, 4, 4)), Tokenizer(("big", "blue", "cat", "dog"), 2)
+    manifest = replace(sampler.manifest, tokenizer=tokenizer)
+    return Sampler(sampler.backend, manifest, Encoder(NumpyEncoder(), manifest.conditions, tokenizer))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy_network import numpy_sampler
+from numpy_network import numpy_sampler, prompted_sampler
 
 from ddpm_deploy import Sampler
 from ddpm_deploy.serve import Engine
@@ -21,6 +21,12 @@ MIXED = [
     {"solver": "unipc", "steps": 7, "seed": 6, "n": 3},
     {"solver": "deis", "steps": 6, "seed": 7},
     {"solver": "ddim", "steps": 11, "seed": 8, "eta": 0.5},
+]
+
+GUIDED = [  # what the digits model knows
+    {"condition": {"labels": 7}, "guidance": 3.0, "steps": 6, "seed": 9},
+    {"condition": {"labels": [1, 2, 3]}, "guidance": [1.0, 0.0, 2.5], "n": 3, "steps": 9, "solver": "ddpm"},
+    {"condition": {"labels": 2}, "guidance": 4, "guidance_interval": (200, 600), "steps": 8, "seed": 3},
 ]
 
 
@@ -40,7 +46,7 @@ def test_a_sample_is_bitwise_that_of_the_sampler_alone(backend: str, monkeypatch
         assert sampler.backend.batch_invariant
         sizes, run = [], sampler.backend.run
         monkeypatch.setattr(sampler.backend, "run", lambda feeds: sizes.append(len(feeds["t"])) or run(feeds))
-        assert_as_alone(sampler, MIXED)
+        assert_as_alone(sampler, [*MIXED, *GUIDED])
         assert max(sizes) >= 6, "hardly a call was shared"
 
 
@@ -92,6 +98,11 @@ def test_pictures_of_several_sizes_are_drawn_side_by_side() -> None:
     sampler = numpy_sampler(size_multiple=4)
     sizes = [None, (8, 4), (4, 4), (8, 8), (8, 4)]
     assert_as_alone(sampler, [{"size": size, "steps": 3 + i, "seed": i} for i, size in enumerate(sizes)])
+
+
+def test_prompts_are_encoded_for_each_request() -> None:
+    requests = [{"prompt": "blue cat", "guidance": 2.0, "steps": 5}, {"prompt": ["dog", "big dog"], "n": 2, "steps": 4}]
+    assert_as_alone(prompted_sampler(), [*requests, {"steps": 6}])
 
 
 def test_a_sample_that_pauses_for_others_keeps_its_bits(sampler: Sampler) -> None:

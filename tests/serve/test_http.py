@@ -23,7 +23,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the HTTP service needs it")
 pytest.importorskip("uvicorn", reason="the HTTP service needs it")
 
-from numpy_network import PATIENCE_S, numpy_sampler
+from numpy_network import PATIENCE_S, numpy_sampler, prompted_sampler
 from numpy_service import PATH, Client, await_ready, serving
 
 from ddpm_deploy import Sampler
@@ -98,6 +98,17 @@ def test_a_prompt_is_a_label_for_clients_that_must_send_one(grey) -> None:
     by_label = client.post(label="2", seed=1, steps=3, size="4x4")
     assert by_prompt.status == by_label.status == 200
     assert by_prompt.body["data"] == by_label.body["data"]
+
+
+def test_a_prompt_is_text_where_the_bundle_reads_it() -> None:
+    sampler = prompted_sampler()
+    with serving(sampler) as (client, *_):
+        answer = client.post(prompt="blue dog", guidance=3.0, seed=4, steps=5)
+        without = client.post(prompt="", seed=4, steps=5)
+    expected = [sampler.sample(1, seed=4, steps=5, **given) for given in ({"prompt": "blue dog", "guidance": 3.0}, {})]
+    for each, samples in zip((answer, without), expected, strict=True):
+        np.testing.assert_array_equal(each.pixels[0], np.asarray(to_pil(samples)[0]))
+    assert answer.body["data"] != without.body["data"]
 
 
 def test_without_a_seed_the_answer_names_the_one_that_was_drawn(grey) -> None:
