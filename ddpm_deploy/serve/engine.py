@@ -170,7 +170,7 @@ class Engine:
             return  # a fork has neither the threads nor, for certain, the lock
         with self._changed:
             self._accepting, self._closed = False, True
-            unfinished = self._clear()
+            unfinished = self._line.clear()
             self._changed.notify_all()
         for handle in unfinished:
             handle.abort(EngineClosed("engine: closed before the request was finished; ask another"))
@@ -226,7 +226,7 @@ class Engine:
         while not self._closed:
             lost = self._step(worker)
             failures = failures + 1 if lost else 0
-            if lost and failures >= GIVE_UP_AFTER and not self._works(worker):
+            if lost and failures >= GIVE_UP_AFTER and not self._steppers[worker].works():
                 self._give_up(worker, lost)
                 return
 
@@ -279,14 +279,6 @@ class Engine:
                 self._unsettled -= len(finished)
                 self._changed.notify_all()
 
-    def _works(self, worker: int) -> bool:
-        """Whether a device computes anything at all, or it was the requests that it could not."""
-        try:
-            self.samplers[worker].warmup(self._steppers[worker].buckets.sizes[0])
-        except BackendError:
-            return False
-        return True
-
     def _give_up(self, worker: int, error: Exception) -> None:
         """Leave the line to the other devices; after the last of them nothing is accepted any more."""
         logger.error("engine: device %d failed %d times in a row and is given up: %s", worker, GIVE_UP_AFTER, error)
@@ -294,16 +286,9 @@ class Engine:
             self._alive.discard(worker)
             self._accepting = self._accepting and bool(self._alive)
             lost = self._line.left_by(worker)
-            waiting = [] if self._alive else self._clear()
+            waiting = [] if self._alive else self._line.clear()
             self._changed.notify_all()
         for sample in lost:
             sample.handle.settle(sample.index, error)
         for handle in waiting:
             handle.abort(error)
-
-    def _clear(self) -> list[Handle]:
-        """Let go of everything; the lock is held."""
-        handles = self._line.handles
-        for handle in handles:
-            self._line.forget(handle)
-        return handles

@@ -37,11 +37,6 @@ class Line:
     def __contains__(self, sample: Sample) -> bool:
         return sample.number in self._held
 
-    @property
-    def handles(self) -> list[Handle]:
-        """All requests that are not finished."""
-        return list(self._of)
-
     def add(self, samples: Iterable[Sample], handle: Handle, deadline: float | None) -> None:
         """Take a request in. deadline: on the clock that `expired` is asked by."""
         self._of[handle] = list(samples)
@@ -92,6 +87,13 @@ class Line:
     def forget(self, handle: Handle) -> None:
         """Let go of a whole request."""
         self.remove(tuple(self._of.get(handle, ())))
+
+    def clear(self) -> list[Handle]:
+        """Let go of all requests, and name them."""
+        handles = list(self._of)
+        for handle in handles:
+            self.forget(handle)
+        return handles
 
     def expired(self, now: float) -> list[Handle]:
         """Let go of the requests whose time is over, and name them."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_deploy.errors import NonFiniteError
+from ddpm_deploy.errors import BackendError, NonFiniteError
 from ddpm_deploy.guidance import blend
 from ddpm_deploy.plan import Row
 from ddpm_deploy.sampler import Sampler
@@ -33,6 +33,7 @@ class Stepper:
 
     def __init__(self, sampler: Sampler, buckets: Buckets) -> None:
         self.buckets = buckets
+        self._sampler = sampler
         self._backend = sampler.backend
         self._channels = sampler.manifest.sample_shape[0]
         (self._output,) = (spec.name for spec in sampler.backend.outputs)
@@ -56,6 +57,14 @@ class Stepper:
             begin += len(group)
         self._running = {sample.number: sample for sample in order if sample not in errors and sample.left}
         return errors
+
+    def works(self) -> bool:
+        """Whether the device computes anything at all: if it does, it was the samples that it could not."""
+        try:
+            self._sampler.warmup(self.buckets.sizes[0])
+        except BackendError:
+            return False
+        return True
 
     # -- the network ----------------------------------------------------------------------------------------------
 
