@@ -64,6 +64,6 @@ clean: ## remove the virtual environment and all runs
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,openvino,tensorrt,train,export,plot,bench,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,openvino,tensorrt,train,export,serve,plot,bench,dev]'
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(PEERS)
 	@touch $(READY)

@@ -24,12 +24,13 @@ COMMANDS = {
     "tune": "time the backends of this machine on a bundle, and remember the fastest",
     "sample": "draw samples from a bundle",
     "evaluate": "measure how good samples are: bits/dim, distances to real ones, solvers compared",
+    "serve": "serve a bundle over HTTP, many requests in each call of the network",
     "parity": "measure how far runtimes are from the float32 torch reference",
     "bench": "compare two reports of the benchmarks, or render one again",
     "doctor": "say which runtimes can be had on this machine, and how to get the others",
 }
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")  # torch's words, for the CPU and for CUDA
-EXTRAS = "ddpm-deploy[cpu,train,export]"
+EXTRAS = "ddpm-deploy[cpu,train,export,serve]"
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main_of(command: str) -> Callable[[Sequence[str]], int]:
-    package = {"train", "export", "parity", "bench", "evaluate"}
+    package = {"train", "export", "parity", "bench", "evaluate", "serve"}
     module: Any = importlib.import_module(f"ddpm_deploy.{command}{'.__main__' if command in package else ''}")
     main: Callable[[Sequence[str]], int] = module.main
     return main

@@ -34,3 +34,19 @@ class TrainingError(DdpmDeployError):
 
 class ExportError(DdpmDeployError):
     """A network cannot be turned into a graph."""
+
+
+class QueueFull(DdpmDeployError):
+    """The engine holds as many samples as it may; ask again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(DdpmDeployError):
+    """A request was not finished in the time that it gave."""
+
+
+class EngineClosed(DdpmDeployError):
+    """The engine takes no more requests, or was closed before this one was finished."""

@@ -128,8 +128,8 @@ class Sampler:
         batch_size: how many share a call of the network; twice as many in a row that is guided.
         """
         _check_batch_size(batch_size)
-        chosen = self._chosen(plan, solver, steps, spacing, options)
-        job = self._job(n, size, x_T, chosen, _with_prompt(condition, prompt), guidance, guidance_interval)
+        chosen = self.chosen_plan(plan, solver, steps, spacing, options)
+        job = self.job(n, chosen, size, x_T, condition, prompt, guidance, guidance_interval)
         source = Source(job, seed, start, x_T, noise)
         if callable(noise) and job.n > batch_size:
             raise ValueError(f"noise: a function serves one batch; got {job.n} samples in batches of {batch_size}")
@@ -163,8 +163,8 @@ class Sampler:
         **options: Any,
     ) -> Iterator[Frame]:
         """The frames of one batch as they come, each with the state x and the preview x0; arguments as in `sample`."""
-        chosen = self._chosen(plan, solver, steps, spacing, options)
-        job = self._job(n, size, x_T, chosen, _with_prompt(condition, prompt), guidance, guidance_interval)
+        chosen = self.chosen_plan(plan, solver, steps, spacing, options)
+        job = self.job(n, chosen, size, x_T, condition, prompt, guidance, guidance_interval)
         return self._frames(job, Source(job, seed, start, x_T, noise), slice(0, job.n))
 
     def plan(
@@ -191,6 +191,28 @@ class Sampler:
                 self._plans.clear()
             plan = self._plans[key] = make_plan(schedule=self.manifest.schedule, **settings)
         return plan
+
+    def job(
+        self,
+        n: int | None,
+        plan: Plan,
+        size: Sequence[int] | None = None,
+        x_T: ArrayLike | None = None,
+        condition: Conditions | None = None,
+        prompt: str | Sequence[str] | None = None,
+        guidance: ArrayLike = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+    ) -> Job:
+        """The arguments of `sample`, checked, and the conditions encoded: for those that step through the plan."""
+        shape = checked_shape(self.manifest, size, x_T)
+        n = checked_count(n, x_T, shape)
+        given = _with_prompt(condition, prompt)
+        if PROMPT in given and self.encoder is None and PROMPT not in [each.name for each in self.manifest.conditions]:
+            raise ValueError(f"{PROMPT}: the bundle has no encoder to read it; leave it out")
+        weights = checked_guidance(guidance, guidance_interval, self.manifest, bool(given), n)
+        if self.encoder is not None and (given or not self.manifest.guided):
+            given = self.encoder.conditions(given, n)
+        return Job(plan, n, shape, checked_conditions(given, self.manifest.conditions, n), weights)
 
     def encode(self, raw: Conditions) -> dict[str, NDArray[Any]]:
         """The conditions that the bundle's encoder computes, for `sample` to take as often as they are needed.
@@ -238,7 +260,7 @@ class Sampler:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _chosen(
+    def chosen_plan(
         self,
         plan: Plan | None,
         solver: str | None,
@@ -251,25 +273,6 @@ class Sampler:
         if solver is not None or steps is not None or spacing is not None or options:
             raise ValueError("plan: given together with solver, steps, spacing or options; give one of the two")
         return plan
-
-    def _job(
-        self,
-        n: int | None,
-        size: Sequence[int] | None,
-        x_T: ArrayLike | None,
-        plan: Plan,
-        given: Conditions,
-        guidance: ArrayLike,
-        interval: Sequence[float] | None,
-    ) -> Job:
-        shape = checked_shape(self.manifest, size, x_T)
-        n = checked_count(n, x_T, shape)
-        if PROMPT in given and self.encoder is None and PROMPT not in [each.name for each in self.manifest.conditions]:
-            raise ValueError(f"{PROMPT}: the bundle has no encoder to read it; leave it out")
-        weights = checked_guidance(guidance, interval, self.manifest, bool(given), n)
-        if self.encoder is not None and (given or not self.manifest.guided):
-            given = self.encoder.conditions(given, n)
-        return Job(plan, n, shape, checked_conditions(given, self.manifest.conditions, n), weights)
 
     def _frames(self, job: Job, source: Source, chunk: slice) -> Iterator[Frame]:
         condition = {name: array[chunk] for name, array in job.condition.items()}

@@ -31,7 +31,7 @@ SMALLER = {
     "evaluate": "--bound none --num 20 --solvers ddim --spacings trailing --nfes 2",
     "doctor": "",
 }
-ELSEWHERE = {"bench"}  # works on reports, which take minutes to make; it has tests of its own
+ELSEWHERE = {"bench", "serve"}  # one works on reports, which take minutes to make, one runs for ever; tested elsewhere
 TINY = {
     "kind": "unet",
     "config": {"in_channels": 3, "block_out_channels": [8, 8], "layers_per_block": 1, "norm_groups": 4},

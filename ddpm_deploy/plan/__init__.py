@@ -2,5 +2,6 @@
 
 from ddpm_deploy.plan.builder import PlanBuilder
 from ddpm_deploy.plan.plan import Denoise, Frame, Noise, Plan, Prediction
+from ddpm_deploy.plan.rows import Row
 
-__all__ = ["Denoise", "Frame", "Noise", "Plan", "PlanBuilder", "Prediction"]
+__all__ = ["Denoise", "Frame", "Noise", "Plan", "PlanBuilder", "Prediction", "Row"]

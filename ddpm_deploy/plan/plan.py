@@ -136,6 +136,10 @@ class Plan:
         """The state before row 0: K images, all of them x_T (B, *S)."""
         return [x_T] * len(self.state)
 
+    def row(self, row: int) -> Row:
+        """One row, compiled for float32: for those that stack rows of several plans."""
+        return self._program32[row]
+
     def step(self, row: int, state: Sequence[Array], m: Array, z: Array | None = None) -> tuple[list[Array], Array]:
         """Apply one row: the next state and the predicted clean image. m: raw output. z: (B, *S) where it is drawn."""
         x = state[0]

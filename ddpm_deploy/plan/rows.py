@@ -1,9 +1,11 @@
-"""One compiled row of a plan, applied to arrays."""
+"""One compiled row of a plan, applied to arrays; rows of several plans may be applied as one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +20,10 @@ Terms = tuple[tuple[int, Any], ...]
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One row with its zeros left out: each state image as its few (column, factor) terms."""
+    """One row with its zeros left out: each state image as its few (column, factor) terms.
+
+    A factor is a number, or (B, 1, ...), one for each sample, in rows that are stacked.
+    """
 
     to_x0: Terms
     clip: tuple[Any, Any] | None
@@ -39,6 +44,39 @@ class Row:
             draws=plan.draws_noise[i],
             log_variance=variance,
         )
+
+    @classmethod
+    def stack(cls, rows: Sequence[Row], rank: int) -> Row:
+        """Rows of one pattern as one row, which applies the b-th of them to sample b. rank: of a sample.
+
+        The result is bitwise that of each row alone: the same products and sums of the same numbers.
+        """
+        first = rows[0]
+        if all(row is first for row in rows):
+            return first
+        if any(row.pattern != first.pattern for row in rows):
+            raise ValueError("rows: got several patterns, expected one; stack those of each pattern apart")
+        table = np.stack([row._factors for row in rows])
+        factors = iter(table.T.reshape(-1, len(rows), *[1] * rank))
+        return cls(
+            to_x0=_refilled(first.to_x0, factors),
+            clip=None if first.clip is None else (next(factors), next(factors)),
+            to_state=tuple(_refilled(terms, factors) for terms in first.to_state),
+            draws=first.draws,
+            log_variance=None if first.log_variance is None else (next(factors), next(factors)),
+        )
+
+    @cached_property
+    def pattern(self) -> tuple[Any, ...]:
+        """What rows that can be stacked have in common: which columns count, and whether there is a clip."""
+        columns = tuple(tuple((column, _is_one(f)) for column, f in terms) for terms in (self.to_x0, *self.to_state))
+        return columns, self.clip is None, self.log_variance is None
+
+    @cached_property
+    def _factors(self) -> Array:
+        """The numbers that may differ between rows of one pattern, in the order of `stack`."""
+        first, *others = ([f for _, f in terms if not _is_one(f)] for terms in (self.to_x0, *self.to_state))
+        return np.array([*first, *(self.clip or ()), *chain(*others), *(self.log_variance or ())])
 
     def apply(self, state: Sequence[Array], m: Array, z: Array | None) -> tuple[list[Array], Array]:
         if self.log_variance is not None:
@@ -63,12 +101,20 @@ class Row:
 def _combine(terms: Terms, columns: Sequence[Array | None]) -> Array:
     """Sum of factor x column. Arrays are never written to, so a plain copy may share its source."""
     (first, factor), *rest = terms
-    total = columns[first] if factor == 1 else np.multiply(columns[first], factor)  # type: ignore[arg-type]
+    total = columns[first] if _is_one(factor) else np.multiply(columns[first], factor)  # type: ignore[arg-type]
     for k, (column, factor) in enumerate(rest):
         term = np.multiply(columns[column], factor)  # type: ignore[arg-type]
         total = np.add(total, term, out=term if k == 0 else total)  # type: ignore[arg-type]
     assert total is not None
     return total
+
+
+def _is_one(factor: Any) -> bool:
+    return np.isscalar(factor) and bool(factor == 1)
+
+
+def _refilled(terms: Terms, factors: Iterator[Array]) -> Terms:
+    return tuple((column, f if _is_one(f) else next(factors)) for column, f in terms)
 
 
 def _terms(row: Mapping[int, Any], dtype: Any) -> Terms:

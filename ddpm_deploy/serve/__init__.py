@@ -1,0 +1,6 @@
+"""In-flight batching: requests at different steps and of different solvers share every call of the network."""
+
+from ddpm_deploy.serve.engine import Engine
+from ddpm_deploy.serve.handle import Handle, Preview
+
+__all__ = ["Engine", "Handle", "Preview"]

@@ -1,0 +1,108 @@
+"""`python -m ddpm_deploy.serve`: pictures over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from ddpm_deploy.backends import BACKENDS
+from ddpm_deploy.backends.auto import NAME as AUTO
+from ddpm_deploy.cli import make_parser, run_command, words
+from ddpm_deploy.sampler import Sampler
+from ddpm_deploy.serve.engine import CAPACITY, Engine
+from ddpm_deploy.serve.limits import Limits
+
+TOKEN_VARIABLE = "DDPM_DEPLOY_TOKEN"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `serve`."""
+    parser = make_parser(
+        "serve", f"Serve a bundle over HTTP. A bearer token is required of clients if {TOKEN_VARIABLE} is set."
+    )
+    add = parser.add_argument
+    add("bundle", nargs="?", help="bundle folder or lone .onnx file; default: the digits model of this package")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all of this machine's")
+    add("--port", type=int, default=8000, help="0 takes any free one")
+    add("--backend", choices=(*BACKENDS, AUTO), default="onnxruntime", help=f"runtime; {AUTO}: as `tune` chose it")
+    add("--precision", default="fp32", help=f"a precision that the backend or the bundle has; {AUTO} takes A,B or any")
+    add("--device", default="cpu", help="such as cpu or cuda:0; several, with commas, share one queue")
+    add("--threads", type=int, help="threads of one call; default: every CPU that the process may use")
+    add("--digest", metavar="sha256:...", help="refuse any other bundle than this")
+    add("--buckets", type=_sizes, metavar="A,B", help="batch sizes that the network is called with; default: up to 32")
+    add("--capacity", type=int, default=CAPACITY, help="pictures waiting or under way; beyond it, status 429")
+    add("--max-n", type=int, default=Limits.max_n, help="pictures of one request")
+    add("--max-steps", type=int, default=Limits.max_steps, help="network evaluations of one picture")
+    add(
+        "--max-pixels", type=int, default=Limits.max_pixels, help="of one picture, where the model leaves its size free"
+    )
+    add("--deadline-s", type=float, default=Limits.deadline_s, help="a request not finished by then gets status 504")
+    add("--drain-s", type=float, default=30.0, help="seconds to finish what was accepted, after SIGTERM or Ctrl+C")
+    return parser
+
+
+def run(
+    *,
+    bundle: str | None,
+    host: str,
+    port: int,
+    backend: str,
+    precision: str,
+    device: str,
+    threads: int | None,
+    digest: str | None,
+    buckets: Sequence[int] | None,
+    capacity: int,
+    max_n: int,
+    max_steps: int,
+    max_pixels: int,
+    deadline_s: float,
+    drain_s: float,
+) -> None:
+    """Serve until a signal; see `build_parser` for the arguments."""
+    from ddpm_deploy.serve.app import make_app
+    from ddpm_deploy.serve.server import DrainingServer, address, listening
+
+    limits = Limits(max_n=max_n, max_steps=max_steps, max_pixels=max_pixels, deadline_s=deadline_s)
+    if not 0 <= port < 65536:
+        raise ValueError(f"--port: got {port}, expected 0 to 65535")
+    if not 0 <= drain_s < float("inf"):
+        raise ValueError(f"--drain-s: got {drain_s:g}, expected a number of seconds of at least 0")
+    with ExitStack() as stack:
+        samplers = [
+            stack.enter_context(
+                Sampler.load(
+                    bundle,
+                    backend=backend,
+                    precision=words(precision) if backend == AUTO else precision,
+                    device=place,
+                    threads=threads,
+                    digest=digest,
+                )
+            )
+            for place in words(device)
+        ]
+        engine = Engine(samplers, buckets=buckets, capacity=capacity)
+        stack.callback(engine.close)
+        app = make_app(engine, limits, os.environ.get(TOKEN_VARIABLE) or None)
+        listener = stack.enter_context(listening(host, port))
+        print(f"serving {samplers[0].manifest.model.name} at {address(listener)}; Ctrl+C drains it", flush=True)
+        DrainingServer(app, engine, drain_s).run(sockets=[listener])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return run_command(build_parser(), run, argv)
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected whole numbers, such as 1,4,16") from None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,87 @@
+"""One sample on its way through a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm_deploy.noise import initial_noise, row_noise
+from ddpm_deploy.plan import Plan, Row
+from ddpm_deploy.serve.handle import Handle
+
+Array = NDArray[Any]
+
+
+@dataclass(eq=False)
+class Sample:
+    """Between two calls of the network; `row` and `state` change, nothing else.
+
+    number: of the engine, in the order of arrival. index: its place in the request's result. seed, stream: sample
+    `stream` of that seed. condition, null: tensors without a batch axis, toward which and away from which it is drawn.
+    weights: (N,) of guidance at each row, None is 1. channels: how many of the network's output the plan takes.
+    due: what the policy orders by. state: K images (*S), None before the first row.
+    """
+
+    number: int
+    handle: Handle
+    index: int
+    plan: Plan
+    seed: int
+    stream: int
+    shape: tuple[int, ...]
+    condition: Mapping[str, Array]
+    null: Mapping[str, Array]
+    weights: Array | None
+    channels: int | None
+    due: float
+    row: int = 0
+    state: list[Array] | None = field(default=None, repr=False)
+
+    @property
+    def t(self) -> float:
+        """What the network is told at the present row."""
+        return float(self.plan.t[self.row])
+
+    @property
+    def program(self) -> Row:
+        """The present row, compiled."""
+        return self.plan.row(self.row)
+
+    @property
+    def weight(self) -> float:
+        """Of guidance, at the present row."""
+        return 1.0 if self.weights is None else float(self.weights[self.row])
+
+    @property
+    def lanes(self) -> int:
+        """How many places of a batch the present row takes: two where the network is asked with and without."""
+        return 1 if self.weight in (0.0, 1.0) else 2
+
+    @property
+    def left(self) -> int:
+        """How many rows are still to come."""
+        return len(self.plan) - self.row
+
+    @property
+    def image(self) -> Array:
+        """After the last row, the sample."""
+        assert self.state is not None
+        return self.state[0]
+
+    def begin(self) -> None:
+        """Draw x_T, if that is still to be done."""
+        if self.state is None:
+            self.state = self.plan.start(initial_noise(self.seed, [self.stream], self.shape)[0])
+
+    def noise(self) -> Array:
+        """z of the present row, (1, *S)."""
+        return row_noise(self.seed, [self.stream], self.row, self.shape)
+
+    def detach(self) -> None:
+        """Copy the state out of the arrays of a batch that goes on without it."""
+        if self.state is not None:
+            self.state = [np.array(image) for image in self.state]

@@ -1,0 +1,71 @@
+"""A server that drains: on a first signal it goes on answering until what it accepted is drawn."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from ddpm_deploy.serve.engine import Engine
+
+MAX_CONNECTIONS = 2048
+KEEP_ALIVE_S = 15
+MAX_HEAD_BYTES = 16384
+ANSWER_S = 10  # for the answers still to be written when all is drawn
+
+logger = logging.getLogger(__name__)
+
+
+class DrainingServer(uvicorn.Server):
+    """Serves an application until SIGTERM or SIGINT.
+
+    The first signal makes the engine refuse new requests and `/readyz` say so; when what was accepted is answered, or
+    `drain_s` seconds are over, it stops. A second signal stops at once.
+    """
+
+    def __init__(self, app: FastAPI, engine: Engine, drain_s: float) -> None:
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=ANSWER_S,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            limit_concurrency=MAX_CONNECTIONS,
+            http="h11",
+            ws="none",
+        )
+        super().__init__(config)
+        self._engine, self._drain_s = engine, drain_s
+        self._draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain on the first signal, stop on the second."""
+        if self._draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._draining = True
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        if not self._engine.drain(self._drain_s):
+            logger.warning("serve: %d samples were not finished in %g s of drain", self._engine.held, self._drain_s)
+            self._engine.close()
+        self.should_exit = True
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes any free one. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
+
+
+def address(listener: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

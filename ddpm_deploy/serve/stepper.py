@@ -1,0 +1,169 @@
+"""One step of many samples: one call of the network for all, and one update for all whose rows look alike.
+
+Samples of different plans, at different rows, share the call. The update is the plan's own, applied to stacks of
+samples with the same pattern of coefficients; so it is bitwise that of each sample alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm_deploy.errors import BackendError, NonFiniteError
+from ddpm_deploy.guidance import blend
+from ddpm_deploy.plan import Row
+from ddpm_deploy.sampler import Sampler
+from ddpm_deploy.serve.buckets import Buckets
+from ddpm_deploy.serve.handle import Preview
+from ddpm_deploy.serve.network import evaluate
+from ddpm_deploy.serve.sample import Sample
+
+Array = NDArray[Any]
+Numbers = tuple[int, ...]
+
+
+class Stepper:
+    """Advances samples on one sampler's backend. Used by one thread.
+
+    Stacks of the last step are kept, so that samples which go on together are not copied.
+    """
+
+    def __init__(self, sampler: Sampler, buckets: Buckets) -> None:
+        self.buckets = buckets
+        self._sampler = sampler
+        self._backend = sampler.backend
+        self._channels = sampler.manifest.sample_shape[0]
+        (self._output,) = (spec.name for spec in sampler.backend.outputs)
+        self._stacks: dict[Numbers, list[Array]] = {}
+        self._running: dict[int, Sample] = {}
+        self._conditions: tuple[Any, dict[str, Array]] = ((), {})
+
+    def advance(self, samples: Sequence[Sample]) -> dict[Sample, Exception]:
+        """Take each sample through one row, or tell what it failed with. All are of one shape."""
+        self._detach_all_but(samples)
+        for sample in samples:
+            sample.begin()
+        groups = _groups(samples)
+        stacks = [self._stack(group) for group in groups]
+        order = [sample for group in groups for sample in group]
+        m, errors = self._predictions(order, _joined([stack[0] for stack in stacks]))
+        self._stacks, begin = {}, 0
+        for group, stack in zip(groups, stacks, strict=True):
+            if m is not None:
+                self._update(group, stack, m[begin : begin + len(group), : group[0].channels], errors)
+            begin += len(group)
+        self._running = {sample.number: sample for sample in order if sample not in errors and sample.left}
+        return errors
+
+    def works(self) -> bool:
+        """Whether the device computes anything at all: if it does, it was the samples that it could not."""
+        try:
+            self._sampler.warmup(self.buckets.sizes[0])
+        except BackendError:
+            return False
+        return True
+
+    # -- the network ----------------------------------------------------------------------------------------------
+
+    def _predictions(self, order: Sequence[Sample], x: Array) -> tuple[Array | None, dict[Sample, Exception]]:
+        """The output (B, *S') after guidance, and which samples have none; x: (B, *S).
+
+        First come the lanes of all samples, then those away from the condition of the ones that are guided.
+        """
+        weights = np.array([sample.weight for sample in order], np.float32)
+        guided = np.flatnonzero((weights != 0) & (weights != 1))
+        t = np.array([sample.t for sample in order], np.float32)
+        if guided.size:
+            x, t = np.concatenate([x, x[guided]]), np.concatenate([t, t[guided]])
+        feeds = {"x": x, "t": t, **self._condition(order, weights, guided)}
+        m, failed = evaluate(self._run, feeds, self.buckets)
+        lanes = [*range(len(order)), *guided.tolist()]
+        errors = {order[lanes[lane]]: error for lane, error in failed.items()}
+        if m is None:
+            return None, errors
+        errors |= _not_finite(m, [order[lane] for lane in lanes], errors)
+        if guided.size:
+            with np.errstate(all="ignore"):  # of samples that failed
+                m[guided] = blend(m[guided], m[len(order) :], weights[guided], self._channels)
+        return m, errors
+
+    def _run(self, feeds: Mapping[str, Array]) -> Array:
+        return self._backend.run(feeds)[self._output]
+
+    def _condition(self, order: Sequence[Sample], weights: Array, guided: Array) -> dict[str, Array]:
+        """The conditions of all lanes, kept while the same samples go on."""
+        if not order[0].condition:
+            return {}
+        key = ([sample.number for sample in order], (weights == 0).tolist(), guided.tolist())
+        if self._conditions[0] != key:
+            lanes = [s.null if w == 0 else s.condition for s, w in zip(order, weights, strict=True)]
+            lanes += [order[i].null for i in guided]
+            self._conditions = key, {name: np.stack([lane[name] for lane in lanes]) for name in lanes[0]}
+        return self._conditions[1]
+
+    # -- the update -----------------------------------------------------------------------------------------------
+
+    def _update(self, group: list[Sample], stack: list[Array], m: Array, errors: Mapping[Sample, Exception]) -> None:
+        """Apply each sample's row to a group of one pattern; those that failed are left out."""
+        going = [i for i, sample in enumerate(group) if sample not in errors]
+        if not going:
+            return
+        if len(going) < len(group):
+            group, stack, m = [group[i] for i in going], [images[going] for images in stack], m[going]
+        row = Row.stack([sample.program for sample in group], stack[0].ndim - 1)
+        z = _joined([sample.noise() for sample in group]) if row.draws else None
+        with np.errstate(all="ignore"):  # what overflows shows in the next prediction
+            state, x0 = row.apply(stack, m, z)
+        for i, sample in enumerate(group):
+            if sample.handle.wants_preview(sample.row, len(sample.plan)):
+                preview = Preview(sample.index, sample.row, len(sample.plan), sample.t, np.array(x0[i]))
+                sample.handle.show(preview)
+            sample.state = [images[i] for images in state]
+            sample.row += 1
+        if any(sample.left for sample in group):
+            self._stacks[_numbers(group)] = state
+
+    def _stack(self, group: Sequence[Sample]) -> list[Array]:
+        """The states of a group, K arrays (B, *S)."""
+        kept = self._stacks.get(_numbers(group))
+        if kept is not None:
+            return kept
+        states = [sample.state for sample in group if sample.state is not None]
+        return [np.stack(images) for images in zip(*states, strict=True)]
+
+    def _detach_all_but(self, samples: Sequence[Sample]) -> None:
+        """Copy the states of those that pause, or each would hold the memory of its whole batch."""
+        numbers = {sample.number for sample in samples}
+        for number, sample in self._running.items():
+            if number not in numbers:
+                sample.detach()
+
+
+def _groups(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Samples whose present rows can be stacked, together."""
+    groups: dict[Any, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.program.pattern, sample.channels), []).append(sample)
+    return list(groups.values())
+
+
+def _not_finite(m: Array, lanes: Sequence[Sample], known: Mapping[Sample, Exception]) -> dict[Sample, Exception]:
+    """The samples for which the network predicted NaN or infinity, in the channels that their plans take."""
+    if np.isfinite(m).all():
+        return {}
+    return {
+        sample: NonFiniteError(f"row {sample.row} (t = {sample.t:g}): the network's output is not finite")
+        for sample, output in zip(lanes, m, strict=True)
+        if sample not in known and not np.isfinite(output[: sample.channels]).all()
+    }
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _numbers(group: Sequence[Sample]) -> Numbers:
+    return tuple(sample.number for sample in group)
