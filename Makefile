@@ -44,7 +44,7 @@ soak: $(READY) ## kill 200 exports while they write, and 200 bare writers; a tab
 bundle: $(READY) ## train and export the digits bundle inside the package again
 	$(PY) examples/digits_demo.py --out runs/bundle --num-chain 500 --install
 
-shapes-bundle: $(READY) ## train the shapes model for an hour or so, and put it into the package again
+shapes-bundle: $(READY) ## train the shapes model for half an hour or so, and put it into the package again
 	$(PY) examples/shapes_demo.py --out runs/shapes-bundle --install
 
 quality: $(READY) ## bits/dim, distances and the solver study of the digits model: docs/quality.md

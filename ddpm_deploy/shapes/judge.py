@@ -9,19 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
+from ddpm_deploy.shapes.reading import facts_loss
 from ddpm_deploy.shapes.render import render
-from ddpm_deploy.shapes.scene import COLOURS, SHAPES, Scenes, draw_scenes
+from ddpm_deploy.shapes.scene import FACT_SIZES, UNASKED, Scenes, draw_scenes, facts
 
-LAYOUTS = ("alone", "side by side", "one above the other")
-SIZES = (len(LAYOUTS), len(COLOURS), len(SHAPES), len(COLOURS), len(SHAPES))
 TRAINING_SEED, TEST_SEED = 101, 102  # other pictures than the denoiser is trained on
 STEPS, BATCH, LR = 1200, 64, 2e-3
 NOISE = 0.05
 TEST_COUNT = 2000
-UNASKED = -1
 ASPECTS = {"relation": [0], "colour": [1, 3], "shape": [2, 4], "attributes": [0, 1, 2, 3, 4]}  # columns of `facts`
 
 Array = NDArray[Any]
@@ -71,17 +68,7 @@ class SceneJudge:
         """(n, 5): what it sees, as `facts` has it, but for the second object of a scene with one."""
         with torch.inference_mode():
             logits = self._network(torch.from_numpy(np.clip(pictures, -1, 1).astype(np.float32)))
-        return np.stack([head.argmax(dim=1).numpy() for head in torch.split(logits, list(SIZES), dim=1)], axis=1)
-
-
-def facts(scenes: Scenes) -> Array:
-    """(n, 5): layout, then colour and shape of the left or upper object, then of the other; UNASKED for none."""
-    layout = np.array([0, 1, 1, 2, 2])[scenes.relation]
-    order = np.isin(scenes.relation, (2, 4)).astype(np.int64)[:, None] ^ np.array([[0, 1]])
-    colour, shape = (np.take_along_axis(each, order, axis=1) for each in (scenes.colour, scenes.shape))
-    table = np.stack([layout, colour[:, 0], shape[:, 0], colour[:, 1], shape[:, 1]], axis=1)
-    table[layout == 0, 3:] = UNASKED
-    return table
+        return np.stack([head.argmax(dim=1).numpy() for head in torch.split(logits, list(FACT_SIZES), dim=1)], axis=1)
 
 
 def _network() -> nn.Sequential:
@@ -90,7 +77,7 @@ def _network() -> nn.Sequential:
 
     layers = [*layer(3, 24, 2), *layer(24, 48), *layer(48, 64, 2), *layer(64, 64), *layer(64, 64, 2)]
     inner = [*layers, nn.Flatten(), nn.Linear(1024, 128), nn.ReLU()]
-    return nn.Sequential(*inner, nn.Linear(128, sum(SIZES)))
+    return nn.Sequential(*inner, nn.Linear(128, sum(FACT_SIZES)))
 
 
 def _fit(network: nn.Module, steps: int) -> None:
@@ -99,13 +86,8 @@ def _fit(network: nn.Module, steps: int) -> None:
     for step in range(steps):
         scenes = draw_scenes(TRAINING_SEED, np.arange(step * BATCH, (step + 1) * BATCH), "all")
         x = torch.from_numpy(render(scenes))
-        loss = _loss(network(x + NOISE * torch.randn_like(x)), torch.from_numpy(facts(scenes)))
+        loss = facts_loss(network(x + NOISE * torch.randn_like(x)), torch.from_numpy(facts(scenes)))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         rates.step()
-
-
-def _loss(logits: Tensor, asked: Tensor) -> Tensor:
-    heads = zip(torch.split(logits, list(SIZES), dim=1), asked.unbind(dim=1), strict=True)
-    return torch.stack([functional.cross_entropy(head, wanted, ignore_index=UNASKED) for head, wanted in heads]).sum()

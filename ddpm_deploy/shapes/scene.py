@@ -22,6 +22,9 @@ SHAPES = ("circle", "square", "triangle", "cross")
 RELATIONS = ("alone", "left of", "right of", "above", "below")  # of the first object to the second
 HELD_OUT = (("blue", "circle"), ("yellow", "square"), ("red", "triangle"), ("green", "cross"))
 SPLITS = ("training", "held-out", "all")
+LAYOUTS = ("alone", "side by side", "one above the other")
+FACT_SIZES = (len(LAYOUTS), len(COLOURS), len(SHAPES), len(COLOURS), len(SHAPES))  # choices in each column of `facts`
+UNASKED = -1
 SINGLES = 0.2  # part of the scenes that hold one object
 
 _COLOUR_NAMES = tuple(COLOURS)
@@ -88,6 +91,16 @@ def draw_scenes(seed: int, indices: ArrayLike, split: str = "training") -> Scene
         shape[rows, chosen] = np.array([SHAPES.index(kind) for _, kind in HELD_OUT])[rare]
     centre, radius = _placed(relation, u[:, 6:])
     return Scenes(relation, colour, shape, centre, radius)
+
+
+def facts(scenes: Scenes) -> Array:
+    """(n, 5): layout, then colour and shape of the left or upper object, then of the other; UNASKED for none."""
+    layout = np.array([0, 1, 1, 2, 2])[scenes.relation]
+    order = np.isin(scenes.relation, (2, 4)).astype(np.int64)[:, None] ^ np.array([[0, 1]])
+    colour, shape = (np.take_along_axis(each, order, axis=1) for each in (scenes.colour, scenes.shape))
+    table = np.stack([layout, colour[:, 0], shape[:, 0], colour[:, 1], shape[:, 1]], axis=1)
+    table[layout == 0, 3:] = UNASKED
+    return table
 
 
 def _objects(u: Array, training: bool) -> tuple[Array, Array]:

@@ -9,7 +9,9 @@ from torch.utils.data import Dataset
 from ddpm_deploy.bundle import Condition
 from ddpm_deploy.digits import HIGHEST, digits_arrays
 from ddpm_deploy.encoder import TOKENS
+from ddpm_deploy.model.text import TextToImage
 from ddpm_deploy.shapes.caption import captions, vocabulary
+from ddpm_deploy.shapes.reading import teach
 from ddpm_deploy.shapes.render import render
 from ddpm_deploy.shapes.scene import draw_scenes
 from ddpm_deploy.tokenizer import PADDING, Tokenizer
@@ -49,6 +51,10 @@ class CaptionedShapes(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         return _first(self.__getitems__([index]))
+
+    def prepare(self, network: TextToImage) -> None:
+        """Teach a fresh encoder to read."""
+        teach(network.encoder, self.tokenizer)
 
     def __getitems__(self, indices: list[int]) -> Item:
         scenes = draw_scenes(SHAPES_SEED, indices)

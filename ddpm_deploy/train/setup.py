@@ -14,14 +14,15 @@ from torch import nn
 
 from ddpm_deploy.errors import TrainingError
 from ddpm_deploy.model import UNet, build_network
-from ddpm_deploy.model.text import TEXT_CHANNELS, text_to_image
+from ddpm_deploy.model.text import TEXT_CHANNELS, TextToImage, text_to_image
 from ddpm_deploy.train.api import find_conditions, spec_of
 from ddpm_deploy.train.batches import stream_seed
 from ddpm_deploy.train.captioned import CAPTIONED
+from ddpm_deploy.train.checkpoint import list_checkpoints
 from ddpm_deploy.train.config import TrainConfig
 from ddpm_deploy.train.data import LABELS, Data, load_data
 from ddpm_deploy.train.presets import SCHEDULES, Preset
-from ddpm_deploy.train.runs import Description, read_description
+from ddpm_deploy.train.runs import CHECKPOINTS, Description, read_description
 
 SETTINGS = tuple(field.name for field in fields(TrainConfig))
 FIXED_ON_RESUME = ("optimizer",)  # settings that the stored state depends on
@@ -43,6 +44,7 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
     variance = given.get("variance", preset.variance)
     with _seeded_weights(config.seed):
         network = _network(preset, data, variance, given.get("network"))
+        _prepare(network, data)
     description = Description(
         name=out.resolve().name,
         spec=spec_of(network),
@@ -80,8 +82,10 @@ def resumed_run(out: Path, given: Mapping[str, Any]) -> Parts:
     labels = LABELS in [condition.name for condition in description.conditions]
     data = load_data(description.data, size=shape[-1], channels=shape[0], labels=labels)
     training = replace(description.training, **given)
-    with _seeded_weights(training.seed):  # they count where the run has no checkpoint yet
+    with _seeded_weights(training.seed):
         network = build_network(description.spec)
+        if not list_checkpoints(out / CHECKPOINTS):  # else the weights are read from it
+            _prepare(network, data)
     listing = getattr(data.dataset, "listing", None)
     return network, data, replace(description, training=training, listing=listing)
 
@@ -104,6 +108,12 @@ def _network(preset: Preset, data: Data, variance: str, file: Path | None) -> nn
         return build_network(json.loads(file.read_bytes()))
     except (TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file}: {error}; expected a network's kind and config as JSON") from None
+
+
+def _prepare(network: nn.Module, data: Data) -> None:
+    """What the data set has to teach a fresh network before it is trained."""
+    if isinstance(network, TextToImage) and hasattr(data.dataset, "prepare"):
+        data.dataset.prepare(network)
 
 
 def _refuse_idle(description: Description, given: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from ddpm_deploy.shapes.caption import WORDINGS, captions, plain_captions, vocabulary
-from ddpm_deploy.shapes.judge import UNASKED, facts
 from ddpm_deploy.shapes.render import BACKGROUND, render
 from ddpm_deploy.shapes.scene import (
     COLOURS,
@@ -14,8 +13,10 @@ from ddpm_deploy.shapes.scene import (
     RELATIONS,
     SHAPES,
     SIDE,
+    UNASKED,
     Scenes,
     draw_scenes,
+    facts,
     is_held_out,
     uniforms,
 )
