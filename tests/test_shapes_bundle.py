@@ -1,4 +1,4 @@
-"""The shapes model inside the package: small, and it draws what it is asked for, also what it never saw."""
+"""The shapes model, where it is inside the package: it draws what it is asked for, also what it never saw."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from ddpm_deploy import Sampler
 from ddpm_deploy.bundle import PACKAGED, default_bundle, read_bundle
+from ddpm_deploy.errors import BundleError
 from ddpm_deploy.parity.__main__ import main as parity
 from ddpm_deploy.shapes.caption import captions
 from ddpm_deploy.shapes.judge import SceneJudge
@@ -22,6 +23,10 @@ from ddpm_deploy.train.captioned import CaptionedShapes
 MAX_BYTES = 10 * 2**20
 NUM = 100  # `make shapes` counts 500 of each kind
 PROMPT_SEED = 7
+
+
+MISSING = "the shapes model is not in the package; python examples/shapes_demo.py --install"
+trained = pytest.mark.skipif(not default_bundle("shapes").exists(), reason=MISSING)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,7 @@ def judge() -> SceneJudge:
     return SceneJudge()
 
 
+@trained
 def test_it_is_small_and_says_where_it_comes_from(sampler: Sampler) -> None:
     bundle = read_bundle(default_bundle("shapes"))
     assert sum(file.size_bytes for file in bundle.manifest.all_files) <= MAX_BYTES
@@ -45,12 +51,19 @@ def test_it_is_small_and_says_where_it_comes_from(sampler: Sampler) -> None:
 
 
 def test_a_name_is_a_bundle_only_where_there_is_no_such_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_bundle("shapes").root == default_bundle("shapes")
+    assert read_bundle("digits").root == default_bundle("digits")
     with pytest.raises(ValueError, match=f"bundle: got 'cats', expected one of {', '.join(PACKAGED)}"):
         default_bundle("cats")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shapes").symlink_to(default_bundle("digits"))
     assert read_bundle("shapes").manifest.model.name == "digits"
+
+
+def test_a_model_that_nobody_has_trained_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddpm_deploy.bundle.read.ASSETS", tmp_path)
+    with pytest.raises(BundleError, match=r"shapes: got no such folder, .*examples/shapes_demo\.py --install"):
+        read_bundle("shapes")
 
 
 def test_the_judge_knows_rendered_pictures_and_is_not_pleased_by_others(judge: SceneJudge) -> None:
@@ -60,6 +73,7 @@ def test_the_judge_knows_rendered_pictures_and_is_not_pleased_by_others(judge: S
     assert judge.judge(np.zeros((500, 3, 32, 32), np.float32), scenes).attributes < 0.5
 
 
+@trained
 @pytest.mark.parametrize(("split", "attributes"), [("training", 0.9), ("held-out", 0.75)])
 def test_it_draws_what_it_is_asked_for(sampler: Sampler, judge: SceneJudge, split: str, attributes: float) -> None:
     scenes = draw_scenes(PROMPT_SEED, np.arange(NUM), split)
@@ -75,11 +89,13 @@ def test_its_training_never_showed_what_is_held_out() -> None:
     assert any("red circle" in text for text in texts)
 
 
+@trained
 def test_the_recorded_reference_is_met(capsys: pytest.CaptureFixture[str]) -> None:
     assert parity(["shapes", "--against", "reference", "--backends", "onnxruntime", "--threads", "1"]) == 0
     assert "within budget" in capsys.readouterr().out
 
 
+@trained
 def test_the_command_draws_a_prompt_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom ddpm_deploy.sample import main\n"
