@@ -48,8 +48,9 @@ quality: $(READY) ## bits/dim, distances and the solver study of the digits mode
 	$(PY) docs/export_digits.py runs/quality/bundle
 	$(PY) -m ddpm_deploy.evaluate runs/quality/bundle --data digits --bound full --bound-samples 100 \
 		--beside torch,openvino,onnxruntime:int8 --out runs/quality/digits
-	$(PY) -m ddpm_deploy.evaluate $(DIGITS) --data digits --bound none --num 2000 --study --out runs/quality/study \
-		--spacings leading,trailing,linspace,quadratic,logsnr,karras,tuned --nfes 4,5,6,7,8,12,20,50
+	$(PY) -m ddpm_deploy.evaluate $(DIGITS) --data digits --bound none --num 1000 --study --solvers ddim,dpmpp_2m,unipc \
+		--out runs/quality/study \
+		--spacings leading,trailing,linspace,quadratic,logsnr,karras,tuned --nfes 4,5,6,7,8,12,25
 	$(PY) docs/make_quality.py runs/quality
 
 figures: $(READY) ## draw the pictures of the docs again

@@ -33,6 +33,7 @@ def main() -> None:
         prediction=manifest.prediction,
         variance=manifest.variance,
         clip=manifest.clip,
+        conditions=manifest.conditions,
         defaults=manifest.defaults,
         spec=spec,
         name=manifest.model.name,
