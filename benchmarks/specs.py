@@ -16,6 +16,7 @@ from ddpm_deploy.errors import BackendUnavailable, BundleError
 DEMANDED = "DDPM_TEST_BACKENDS"
 REPORTS = Path(__file__).resolve().parent / "reports"
 CPU = {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8", "int8-bf16"), "torch": ("fp32",)}
+FEW_OPENINGS = 4  # of whole pictures in a quick run
 NARROW = ("bf16", "fp16", "int8-bf16")  # what not every processor computes in
 CUDA = {"onnxruntime": ("fp32", "fp16", "bf16"), "torch": ("fp32", "fp16", "bf16")}
 
@@ -133,7 +134,9 @@ def openings_of(options: Options, whole: bool = False) -> int:
     whole: for whole pictures.
     """
     large = ("cifar10", "celebahq256") if whole else ("celebahq256",)
-    return 1 if options.model in large else OPENINGS
+    if options.model in large:
+        return 1
+    return OPENINGS if options.full or not whole else FEW_OPENINGS
 
 
 def own_contenders(options: Options) -> list[tuple[str, str]]:
