@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parent / "golden"
 DIGESTS = {
     "1.0": "sha256:2366f584789a53330bab3ad2cdc8e3a4e5d0180b427f89de84c21cc9e7eada32",
     "1.1": "sha256:d4ed202588a9fd7ae9667ac74ecfd78c512ffb17265511ea5dd2902df68941b9",
-    "1.2": "sha256:5aca66a256b813670886a7450cadb784a0d1456d240f6d00c8f157b5c743b741",
+    "1.2": "sha256:896cd0ce20ce89974b16e5d228e0468c44b07fc50847445a4099c972c2d8f6d4",
 }
 OTHERS = {
     "1.0": [],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +84,16 @@ def network_of(bundle: Bundle) -> Any:
 
 
 def _without_labels(folder: Path) -> Bundle:
-    """The packaged digits model as diffusers' unconditional pipelines can draw it, without graphs."""
+    """The packaged digits model as diffusers' unconditional pipelines can draw it."""
+    from ddpm_deploy.export import export_module
+    from ddpm_deploy.export.options import Options
+
     packaged = read_bundle(default_bundle())
     network = unlabelled(network_of(packaged))
-    (weights,) = (file for file in packaged.manifest.files if file.target == "torch")
-    alone = replace(weights, path=WEIGHTS, inputs=weights.inputs[:2])
-    manifest = replace(
-        packaged.manifest, conditions=(), network=network.spec(), files=(alone,), reference=None, weights=()
-    )
-    return write_bundle(folder, manifest, {WEIGHTS: _saved(network)})
+    said: Any = {name: getattr(packaged.manifest, name) for name in SAID if name != "conditions"}
+    options = Options(graphs=("denoiser",), batches=(1,), parity_timesteps=2)
+    export_module(network, folder, **said, name="digits", spec=network.spec(), options=options)
+    return read_bundle(folder)
 
 
 def _saved(network: Any) -> bytes:

@@ -12,6 +12,7 @@ from ddpm_deploy import Sampler
 from ddpm_deploy.bench.truth import Truth, follow, noise_for, record_truth
 from ddpm_deploy.bundle import default_bundle, read_bundle
 from ddpm_deploy.errors import ParityError
+from ddpm_deploy.job import example_conditions
 
 BATCH = 2
 
@@ -56,12 +57,13 @@ def test_trained_model_gives_a_small_fault_away(truth: Truth, sampler: Sampler, 
 def test_samples_of_another_seed_are_refused(truth: Truth, sampler: Sampler) -> None:
     plan = sampler.plan("ddim", 10)
     expected = truth.samples(plan, *noise_for(truth.manifest, BATCH))
-    right = sampler.sample(BATCH, plan=plan, seed=0)
+    condition = example_conditions(truth.manifest.conditions, BATCH)
+    right = sampler.sample(BATCH, plan=plan, seed=0, condition=condition)
     assert truth.judge_samples(right, expected, "fp32").figures["final_max_abs"] < 1e-4
     with pytest.raises(ParityError, match="final error"):
-        truth.judge_samples(sampler.sample(BATCH, plan=plan, seed=1), expected, "fp32")
+        truth.judge_samples(sampler.sample(BATCH, plan=plan, seed=1, condition=condition), expected, "fp32")
     with pytest.raises(ParityError, match="PSNR"):
-        truth.judge_samples(sampler.sample(BATCH, plan=plan, seed=1), expected, "int8")
+        truth.judge_samples(sampler.sample(BATCH, plan=plan, seed=1, condition=condition), expected, "int8")
     with pytest.raises(ParityError, match="not finite"):
         truth.judge_samples(np.full_like(right, np.nan), expected, "fp32")
 

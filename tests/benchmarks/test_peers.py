@@ -17,10 +17,11 @@ pytest.importorskip("diffusers", reason="the peers are built from it")
 import torch
 
 from benchmarks import peers
+from benchmarks.gpu.models import torch_model
 from benchmarks.peers import PeerUnavailable, Setting
 from benchmarks.peers.pictures import STRIDE
 from ddpm_deploy import Sampler
-from ddpm_deploy.bundle import Bundle, Condition, ModelFile, TensorSpec, default_bundle, read_bundle
+from ddpm_deploy.bundle import Bundle, Condition, ModelFile, TensorSpec, read_bundle
 from ddpm_deploy.model import UNet, UNetConfig
 from ddpm_deploy.model.diffusers_weights import read_config, read_weights, write_config, write_weights
 from ddpm_deploy.schedule import NoiseSchedule
@@ -45,8 +46,9 @@ NETWORKS = {
 
 
 @pytest.fixture(scope="module")
-def digits() -> Bundle:
-    return read_bundle(default_bundle())
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The packaged model without labels, which the pipelines do not pass on."""
+    return torch_model("digits", tmp_path_factory.mktemp("digits")).bundle
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from ddpm_deploy.bundle import Condition, default_bundle, read_bundle
 from ddpm_deploy.evaluate.data import conditions_for, open_data
 
 DIGITS = read_bundle(default_bundle()).manifest
-RGB = replace(DIGITS, sample_shape=(3, 8, 8))
+RGB = replace(DIGITS, sample_shape=(3, 8, 8), conditions=())
 LABELLED = replace(RGB, conditions=(Condition("labels", (), "int64", ("a", "b", "c"), null=3),))
 
 

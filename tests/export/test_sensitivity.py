@@ -12,8 +12,11 @@ from ddpm_deploy.export.evaluate import evaluator
 from ddpm_deploy.export.quantise import layers, quantise
 from ddpm_deploy.export.sensitivity import Layer, next_state_cost, quantise_within, render
 from ddpm_deploy.export.targets import ONNXRUNTIME_INT8, TENSORRT_INT8
+from ddpm_deploy.job import example_conditions
 from ddpm_deploy.parity.budget import budget_for
 from ddpm_deploy.parity.next_state import default_plan, picture_range, teacher_forced
+
+EXAMPLE = example_conditions(manifest().conditions, 2)
 
 
 def reduced(graph: onnx.ModelProto) -> set[str]:
@@ -89,7 +92,11 @@ def test_a_nan_is_over_every_budget(few: onnx.ModelProto) -> None:
 @pytest.fixture(scope="module")
 def cheap():
     with evaluator(model(), 1) as reference:
-        steps = list(teacher_forced(reference, manifest(), default_plan(manifest()), 2, {}))
+        steps = list(
+            teacher_forced(
+                reference, manifest(), default_plan(manifest()), 2, example_conditions(manifest().conditions, 2)
+            )
+        )
     return next_state_cost(steps[::3], picture_range(manifest()), 1)
 
 
@@ -123,7 +130,11 @@ def test_a_layer_with_an_outlier_weight_costs_more() -> None:
 def alone(graph: onnx.ModelProto, name: str) -> float:
     """The cost of one int8 layer."""
     with evaluator(graph, 1) as reference:
-        steps = list(teacher_forced(reference, manifest(), default_plan(manifest()), 2, {}))
+        steps = list(
+            teacher_forced(
+                reference, manifest(), default_plan(manifest()), 2, example_conditions(manifest().conditions, 2)
+            )
+        )
     others = [other for other in layers(graph) if other != name]
     int8 = quantise(graph, calibration()[::4], form=ONNXRUNTIME_INT8, keep_float=others)
     return next_state_cost(steps, picture_range(manifest()), 1)(int8)

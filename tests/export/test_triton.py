@@ -476,7 +476,7 @@ def test_the_guide_draws_the_samplers_own_pictures(tmp_path: Path, monkeypatch: 
         exec(compile(block, "triton.md", "exec"), names)
     assert names["folder"] == Path("models/digits_denoiser")
     with Sampler.load(names["bundle"], threads=1) as sampler:
-        expected = sampler.sample(4, solver="unipc", steps=12)
+        expected = sampler.sample(4, solver="unipc", steps=12, condition={"labels": names["labels"]})
     np.testing.assert_allclose(names["samples"], expected, rtol=0, atol=1e-5)
     for name in ("denoiser", "step", "sampler", *vars(Serving())):
         assert f"`{name}`" in guide

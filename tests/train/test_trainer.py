@@ -294,7 +294,8 @@ def test_an_eps_network_cannot_be_trained_where_the_image_is_lost(tmp_path: Path
     ("options", "word"),
     [
         ({"prediction": "score"}, "prediction"),
-        ({"variance": "learned"}, "variance"),
+        ({"variance": "magic"}, "variance"),
+        ({"variance": "learned"}, r"network: got an output of shape \(8, 2\), expected \(8, 4\)"),
         ({"clip": (1.0, -1.0)}, "clip"),
         ({"dataset": torch.zeros(0, 2)}, "dataset"),
         ({"dataset": ["text"]}, "dataset"),

@@ -68,7 +68,7 @@ def test_a_shape_is_compiled_once_for_all_buckets_of_it(monkeypatch: pytest.Monk
     )
     evaluator = TorchEvaluator(Failing(), autocast=None, learned=False, compiles=True)
     for batch, given in ((1, True), (1, False), (2, True)):
-        key = Key(batch, SHAPE, 1, 1000, False, False, given, ())
+        key = Key(batch, SHAPE, 1, 1000, False, False, given, False, ())
         buffers = {"state": (np.float32, (1, batch, *SHAPE)), "row_t": (np.float32, (batch,)), **evaluator.layout(key)}
         evaluator.prepare(Buffers(HostDevice(), buffers), key)
     assert len(made) == 2
