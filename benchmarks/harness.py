@@ -24,9 +24,9 @@ from ddpm_deploy import Sampler
 from ddpm_deploy.backends import Backend, open_backend
 from ddpm_deploy.bench.limits import Limits, measure_limits
 from ddpm_deploy.bench.measure import OPENINGS, Effort, interleave_anew
-from ddpm_deploy.bench.record import OWN, TWIN, Parity, Row
+from ddpm_deploy.bench.record import OWN, TWIN, Parity, Row, of_products
 from ddpm_deploy.bench.truth import Truth, noise_for, record_truth
-from ddpm_deploy.bench.work import Work, count_work, of_products, percent_of_limit
+from ddpm_deploy.bench.work import Work, count_work, percent_of_limit
 from ddpm_deploy.errors import DdpmDeployError, ParityError
 from ddpm_deploy.plan import Plan
 

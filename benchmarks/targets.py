@@ -19,14 +19,13 @@ from typing import Any
 
 from benchmarks.bench_sampling import FEW, LOOPS
 from benchmarks.peers import COMPILED, EAGER
-from ddpm_deploy.bench.record import OWN, Report, Row, read_report
+from ddpm_deploy.bench.record import OWN, Report, Row, of_products, read_report
 from ddpm_deploy.bench.report.gains import EQUAL, as_good
 from ddpm_deploy.bench.report.markdown import line_to_markdown, table_to_markdown
 from ddpm_deploy.bench.report.summary import summary
 from ddpm_deploy.bench.report.tables import suite_table, winners_table
 from ddpm_deploy.bench.report.views import flags
 from ddpm_deploy.bench.statistics import Interval, paired_ratio
-from ddpm_deploy.bench.work import of_products
 
 THOUSAND = "a picture, a thousand evaluations or twelve, batch 1"
 LOOPED = "onnxruntime fp32"  # whose loop and cold start are judged

@@ -123,6 +123,11 @@ class Report:
         return list(dict.fromkeys(row.group for row in self.rows))
 
 
+def of_products(precision: str) -> str:
+    """What a precision multiplies in: "int8-bf16" is int8 with its float part in bf16."""
+    return precision.partition("-")[0]
+
+
 def write_report(report: Report, path: Path) -> None:
     """Write report.json. Beside its raw samples each row gets its summary, for readers that are not this package.
 

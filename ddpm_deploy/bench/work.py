@@ -101,11 +101,6 @@ def time_at_limit(work: Work, limits: Limits, precision: str) -> TimeAtLimit:
     return TimeAtLimit(max(compute_s, memory_s), COMPUTE if compute_s >= memory_s else MEMORY)
 
 
-def of_products(precision: str) -> str:
-    """What a precision multiplies in: "int8-bf16" is int8 with its float part in bf16."""
-    return precision.partition("-")[0]
-
-
 def percent_of_limit(seconds: float, work: Work, limits: Limits, precision: str) -> tuple[float, str]:
     """(percent, which bound): how near a forward of `seconds` comes; over 100 where its graph leaves work out."""
     limit = time_at_limit(work, limits, precision)

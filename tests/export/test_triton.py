@@ -447,7 +447,8 @@ class Stand:
             self.name, self.shape, self.datatype = name, tuple(shape), datatype
 
         def set_data_from_numpy(self, array: Any) -> None:
-            assert (array.shape, array.dtype, self.datatype) == (self.shape, np.float32, "FP32")
+            types = {"FP32": np.float32, "INT64": np.int64}
+            assert (array.shape, array.dtype) == (self.shape, types[self.datatype])
             self.array = array
 
     class InferenceServerClient:

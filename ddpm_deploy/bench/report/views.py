@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ddpm_deploy.bench.record import OWN, PEER, TWIN, Json, Report, Row
+from ddpm_deploy.bench.record import OWN, PEER, TWIN, Json, Report, Row, of_products
 from ddpm_deploy.bench.report.words import is_number
 from ddpm_deploy.bench.statistics import Interval
 
 EAGER, COMPILED = "diffusers", "torch.compile"  # how the names of these peers begin
 FULL = "fp32"
+FINEST_FIRST = (FULL, "tf32", "fp16", "bf16", "int8")
 STEP, SAMPLING, DEADLINE = "step", "sampling", "deadline"
 TWIN_SUFFIX = " (twin)"
 
@@ -77,8 +78,9 @@ def winners(rows: Sequence[Row]) -> list[Winner]:
 
 
 def equal_peers(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """Peers with as many evaluations, in the same precision or in full: none that rounds where this row doesn't."""
-    fair = {FULL, row.precision, *row.precision.split("-")}
+    """Peers with as many evaluations, and numbers at least as fine as the coarsest of this row."""
+    coarsest = FINEST_FIRST.index(of_products(row.precision)) if of_products(row.precision) in FINEST_FIRST else 0
+    fair = (row.precision, *FINEST_FIRST[: coarsest + 1])
     return [p for p in rows if p.kind == PEER and p.nfe == row.nfe and p.precision in fair]
 
 
