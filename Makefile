@@ -11,7 +11,7 @@ SOURCES := ddpm_deploy tests examples docs benchmarks
 # Checked against in the tests; their own requirements (torchvision, an older protobuf) would disturb torch's CPU build.
 PEERS := denoising-diffusion-pytorch einops ema-pytorch pytorch-fid tritonclient python-rapidjson
 
-.PHONY: demo shapes test lint format bench soak bundle quality figures clean help
+.PHONY: demo shapes test lint format bench soak bundle shapes-bundle quality figures clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -19,8 +19,8 @@ help:
 demo: $(READY) ## train on digits, export, prove parity, sample: pictures and a report in runs/demo
 	$(PY) examples/digits_demo.py --out runs/demo
 
-shapes: $(READY) ## train on captioned shapes for an hour or so, draw prompts and judge them: runs/shapes/report.md
-	$(PY) examples/shapes_demo.py --out runs/shapes
+shapes: $(READY) ## draw prompts with the shapes model of the package and judge them: runs/shapes/report.md
+	$(PY) examples/shapes_demo.py --out runs/shapes --bundle shapes
 
 test: $(READY) ## all tests, on two processes
 	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile
@@ -43,6 +43,9 @@ soak: $(READY) ## kill 200 exports while they write, and 200 bare writers; a tab
 
 bundle: $(READY) ## train and export the digits bundle inside the package again
 	$(PY) examples/digits_demo.py --out runs/bundle --num-chain 500 --install
+
+shapes-bundle: $(READY) ## train the shapes model for half an hour or so, and put it into the package again
+	$(PY) examples/shapes_demo.py --out runs/shapes-bundle --install
 
 quality: $(READY) ## bits/dim, distances and the solver study of the digits model: docs/quality.md
 	$(PY) docs/export_digits.py runs/quality/bundle

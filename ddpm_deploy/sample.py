@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `sample`."""
     parser = make_parser("sample", "Draw samples from a bundle.")
     add = parser.add_argument
-    add("bundle", nargs="?", help="bundle folder or lone .onnx file (default: the digits model of the package)")
+    add("bundle", nargs="?", help="bundle folder, lone .onnx file, or digits (default) or shapes, the package's own")
     add(
         "--out",
         type=some_path,

@@ -64,7 +64,8 @@ class Sampler:
     ) -> Self:
         """Open a bundle on a backend.
 
-        bundle: folder, lone ONNX file, or one already read; None is the pretrained digits model of this package.
+        bundle: folder, lone ONNX file, or one already read; None is the pretrained digits model of this package, and
+        "shapes" its model of coloured shapes, which takes prompts.
         backend: "auto" is the fastest for each batch size, as `tune` has measured it or else is measured now; it takes
         several precisions to choose from, or "any", and any device.
         digest: `"sha256:..."` that the bundle must have, which pins it against tampering. threads: of one call,

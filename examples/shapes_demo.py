@@ -1,7 +1,7 @@
 """From words to pictures: train on captioned shapes, export, draw what prompts say, and count how often it is right.
 
-Each stage is one of the package's own commands, printed as you would type it; `--bundle` judges one that is there
-already. Some combinations of colour and shape are kept out of training, and the
+Each stage is one of the package's own commands, printed as you would type it; `--bundle shapes` takes the model that
+comes with the package instead of training one. Some combinations of colour and shape are kept out of training, and the
 table has a line for prompts that ask for them. The result is a folder with `shapes.png`, and `report.md` about it all.
 """
 
@@ -82,7 +82,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="folder for everything")
-    parser.add_argument("--bundle", help="a bundle to judge instead of training one")
+    parser.add_argument("--bundle", help="a bundle to judge instead of training one; 'shapes' is the package's own")
     parser.add_argument("--preset", default="shapes", help="preset of the trainer")
     parser.add_argument("--num", type=int, default=500, help="prompts of each kind")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="weights of guidance")

@@ -1,4 +1,4 @@
-"""The shapes model, where it is inside the package: it draws what it is asked for, also what it never saw."""
+"""The shapes model inside the package: small, and it draws what it is asked for, also what it never saw."""
 
 from __future__ import annotations
 
@@ -25,10 +25,6 @@ NUM = 100  # `make shapes` counts 500 of each kind
 PROMPT_SEED = 7
 
 
-MISSING = "the shapes model is not in the package; python examples/shapes_demo.py --install"
-trained = pytest.mark.skipif(not default_bundle("shapes").exists(), reason=MISSING)
-
-
 @pytest.fixture(scope="module")
 def sampler() -> Iterator[Sampler]:
     with Sampler.load("shapes", threads=2) as opened:
@@ -40,7 +36,6 @@ def judge() -> SceneJudge:
     return SceneJudge()
 
 
-@trained
 def test_it_is_small_and_says_where_it_comes_from(sampler: Sampler) -> None:
     bundle = read_bundle(default_bundle("shapes"))
     assert sum(file.size_bytes for file in bundle.manifest.all_files) <= MAX_BYTES
@@ -51,7 +46,7 @@ def test_it_is_small_and_says_where_it_comes_from(sampler: Sampler) -> None:
 
 
 def test_a_name_is_a_bundle_only_where_there_is_no_such_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_bundle("digits").root == default_bundle("digits")
+    assert read_bundle("shapes").root == default_bundle("shapes")
     with pytest.raises(ValueError, match=f"bundle: got 'cats', expected one of {', '.join(PACKAGED)}"):
         default_bundle("cats")
     monkeypatch.chdir(tmp_path)
@@ -59,7 +54,7 @@ def test_a_name_is_a_bundle_only_where_there_is_no_such_path(tmp_path: Path, mon
     assert read_bundle("shapes").manifest.model.name == "digits"
 
 
-def test_a_model_that_nobody_has_trained_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_says_how_to_train_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ddpm_deploy.bundle.read.ASSETS", tmp_path)
     with pytest.raises(BundleError, match=r"shapes: got no such folder, .*examples/shapes_demo\.py --install"):
@@ -73,7 +68,6 @@ def test_the_judge_knows_rendered_pictures_and_is_not_pleased_by_others(judge: S
     assert judge.judge(np.zeros((500, 3, 32, 32), np.float32), scenes).attributes < 0.5
 
 
-@trained
 @pytest.mark.parametrize(("split", "attributes"), [("training", 0.9), ("held-out", 0.75)])
 def test_it_draws_what_it_is_asked_for(sampler: Sampler, judge: SceneJudge, split: str, attributes: float) -> None:
     scenes = draw_scenes(PROMPT_SEED, np.arange(NUM), split)
@@ -89,13 +83,11 @@ def test_its_training_never_showed_what_is_held_out() -> None:
     assert any("red circle" in text for text in texts)
 
 
-@trained
 def test_the_recorded_reference_is_met(capsys: pytest.CaptureFixture[str]) -> None:
     assert parity(["shapes", "--against", "reference", "--backends", "onnxruntime", "--threads", "1"]) == 0
     assert "within budget" in capsys.readouterr().out
 
 
-@trained
 def test_the_command_draws_a_prompt_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom ddpm_deploy.sample import main\n"

@@ -67,7 +67,7 @@ class Bundle:
 
 
 def default_bundle(name: str = PACKAGED[0]) -> Path:
-    """Where a pretrained bundle is inside the package: "digits", or "shapes" where somebody has trained that one."""
+    """Where a pretrained bundle is inside the package: "digits", or "shapes", which draws what a prompt says."""
     if name not in PACKAGED:
         raise ValueError(f"bundle: got {name!r}, expected one of {', '.join(PACKAGED)}")
     return ASSETS / name
@@ -76,7 +76,7 @@ def default_bundle(name: str = PACKAGED[0]) -> Path:
 def read_bundle(path: str | os.PathLike[str], *, digest: str | None = None, verify: bool = True) -> Bundle:
     """Read and verify a bundle folder, or a lone ONNX file with the manifest in its metadata.
 
-    path: the name of one of the package's own bundles, such as "digits", will do where there is no such path.
+    path: the name of one of the package's own bundles, such as "shapes", will do where there is no such path.
     digest: `"sha256:..."` that the bundle must have. Files that bundle.json does not list are ignored. verify: False
     looks at sizes and at the manifests inside ONNX files, and leaves the hash of each file to `open_bytes`, which
     always checks it: a service then does not read what it never uses. Raises BundleError where anything is missing,
