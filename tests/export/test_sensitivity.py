@@ -111,7 +111,7 @@ def test_a_tighter_budget_of_a_trained_network_costs_its_last_layers(cheap) -> N
     graph, table = quantise_within(model(), calibration(), tight, measure, form=ONNXRUNTIME_INT8, cost=cheap)
     kept = [layer for layer in table if layer.kept_float]
     assert measure(graph) <= tight
-    assert 0 < len(kept) < len(table)
+    assert 0 < len(kept) < 0.7 * len(table)
     assert kept[0].weight.startswith("network.up.1.blocks.1")
     assert reduced(graph) == {layer.name for layer in table if not layer.kept_float}
 
