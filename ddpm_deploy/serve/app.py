@@ -5,36 +5,45 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import math
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ddpm_deploy.errors import BackendError, DeadlineExceeded, EngineClosed, NonFiniteError, QueueFull
+from ddpm_deploy.errors import EngineClosed
 from ddpm_deploy.images import is_picture
 from ddpm_deploy.serve.engine import Engine
-from ddpm_deploy.serve.generation import GenerationRequest, GenerationResponse, parsed, response, submission
+from ddpm_deploy.serve.generation import (
+    Drawing,
+    GenerationRequest,
+    GenerationResponse,
+    drawing,
+    parsed,
+    response,
+)
 from ddpm_deploy.serve.handle import Array, Handle
 from ddpm_deploy.serve.limits import Limits
+from ddpm_deploy.serve.models import ServedModels, served
+from ddpm_deploy.serve.pictures import npy
+from ddpm_deploy.serve.problems import ERRORS, answer_problems
+from ddpm_deploy.serve.stream import EventStream
 
-CLIENT_GONE = 499
-CLOSED_RETRY_AFTER_S = 1.0
+PATH = "/v1/images/generations"
+NPY = "application/x-npy"
 BODY = {"requestBody": {"content": {"application/json": {"schema": GenerationRequest.model_json_schema()}}}}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "A field is wrong; the message names it."},
-    401: {"description": "The bearer token is missing or wrong."},
-    408: {"description": "The body took too long to arrive."},
-    413: {"description": "The body is too large."},
-    415: {"description": "The body is not plain JSON."},
-    429: {"description": "Too much is waiting; Retry-After says when to ask again."},
-    500: {"description": "The network failed, or predicted no numbers."},
-    503: {"description": "Warming up or draining; Retry-After says when to ask again."},
-    504: {"description": "Not finished by the deadline."},
+DRAWN: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The pictures, or with `stream` the events of their making.",
+        "content": {
+            "text/event-stream": {"schema": {"type": "string"}},
+            NPY: {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
 }
 logger = logging.getLogger(__name__)
 
@@ -60,29 +69,35 @@ class Service:
         else:
             self.warm = True
 
-    async def generate(self, request: Request) -> JSONResponse:
+    async def generate(self, request: Request) -> Response:
         """One request from its bytes to its pictures."""
-        self._check_token(request)
+        self.check_token(request)
         body = await self._body(request)
         if not self.ready:
             raise EngineClosed("the service is warming up or draining")
-        arguments, handle = await asyncio.to_thread(self._submitted, body)
+        wanted, handle = await asyncio.to_thread(self._submitted, body)
+        if wanted.request.stream:
+            return EventStream(self.engine, handle, wanted)
         samples = await _drawn(handle, request)
         if samples is None:
             raise ClientDisconnect
-        manifest = self.sampler.manifest
-        answer = await asyncio.to_thread(response, samples, arguments["plan"], arguments["seed"], manifest)
-        return JSONResponse(answer.model_dump())
+        return await asyncio.to_thread(self._answer, samples, wanted)
 
-    def _submitted(self, body: bytes) -> tuple[dict[str, Any], Handle]:
+    def _submitted(self, body: bytes) -> tuple[Drawing, Handle]:
         """Hand a request to the engine; what is wrong with it is status 400."""
         try:
-            arguments = submission(parsed(body), self.sampler, self.limits)
-            return arguments, self.engine.submit(**arguments)
+            wanted = drawing(parsed(body), self.sampler, self.limits)
+            return wanted, self.engine.submit(**wanted.arguments)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
 
-    def _check_token(self, request: Request) -> None:
+    def _answer(self, samples: Array, wanted: Drawing) -> Response:
+        if wanted.request.response_format == "npy":
+            return Response(npy(samples), media_type=NPY, headers={"X-Seed": str(wanted.arguments["seed"])})
+        return JSONResponse(response(samples, wanted, self.sampler.manifest).model_dump())
+
+    def check_token(self, request: Request) -> None:
+        """Status 401 unless the client may ask."""
         given = request.headers.get("authorization", "").encode()
         if self._token is not None and not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
             raise HTTPException(401, "the bearer token is missing or wrong", {"WWW-Authenticate": "Bearer"})
@@ -113,6 +128,7 @@ def make_app(engine: Engine, limits: Limits | None = None, token: str | None = N
     if not is_picture(shape):
         raise ValueError(f"bundle: samples of shape {shape} are no pictures, which is all that this service sends")
     service = Service(engine, limits or Limits(), token)
+    described = served(service.sampler.manifest, service.limits, int(time.time()))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -123,10 +139,16 @@ def make_app(engine: Engine, limits: Limits | None = None, token: str | None = N
     app = FastAPI(title="ddpm-deploy", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
 
-    @app.post("/v1/images/generations", response_model=GenerationResponse, responses=ERRORS, openapi_extra=BODY)
-    async def generations(request: Request) -> JSONResponse:
+    @app.post(PATH, response_model=GenerationResponse, responses=DRAWN | ERRORS, openapi_extra=BODY)
+    async def generations(request: Request) -> Response:
         """Draw pictures."""
         return await service.generate(request)
+
+    @app.get("/v1/models", responses={401: ERRORS[401]})
+    async def models(request: Request) -> ServedModels:
+        """The model served, and what may be asked of it."""
+        service.check_token(request)
+        return ServedModels(data=[described])
 
     @app.get("/healthz", responses={503: {"description": "Every device has failed; only a restart helps."}})
     async def healthz() -> JSONResponse:
@@ -138,8 +160,7 @@ def make_app(engine: Engine, limits: Limits | None = None, token: str | None = N
         """Whether it takes requests."""
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
-    for kind, answer in HANDLERS.items():
-        app.add_exception_handler(kind, answer)
+    answer_problems(app)
     return app
 
 
@@ -162,31 +183,3 @@ async def _awaited(handle: Handle) -> Array:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error in OpenAI's form."""
-    kind = "invalid_request_error" if 400 <= status < 500 and status != 429 else "server_error"
-    body = {"error": {"message": message, "type": kind, "param": None, "code": status}}
-    return JSONResponse(body, status, headers)
-
-
-def _later(status: int, error: Exception, seconds: float) -> JSONResponse:
-    return _error(status, str(error), {"Retry-After": str(math.ceil(seconds))})
-
-
-def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    logger.error("serve: %s failed: %s", request.url.path, error)
-    return _error(500, "the service failed to draw this; see its log")
-
-
-HANDLERS: dict[Any, Callable[[Request, Any], JSONResponse]] = {
-    HTTPException: lambda _, error: _error(error.status_code, error.detail, error.headers),
-    QueueFull: lambda _, error: _later(429, error, error.retry_after_s),
-    EngineClosed: lambda _, error: _later(503, error, CLOSED_RETRY_AFTER_S),
-    ClientDisconnect: lambda *_: _error(CLIENT_GONE, "the client went away"),
-    DeadlineExceeded: lambda _, error: _error(504, str(error)),
-    NonFiniteError: _unexpected,
-    BackendError: _unexpected,
-    Exception: _unexpected,
-}

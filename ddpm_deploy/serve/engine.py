@@ -19,7 +19,7 @@ from ddpm_deploy.plan import Plan
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.serve.buckets import Buckets, default_sizes
 from ddpm_deploy.serve.handle import Handle
-from ddpm_deploy.serve.line import Line
+from ddpm_deploy.serve.line import Line, Turn
 from ddpm_deploy.serve.policy import chosen
 from ddpm_deploy.serve.request import (
     check_plan,
@@ -139,6 +139,11 @@ class Engine:
     def held(self) -> int:
         """How many samples are waiting or under way."""
         return len(self._line)
+
+    def turn(self, handle: Handle) -> Turn | None:
+        """Where a request stands in the line; None once something of it is under way."""
+        with self._changed:
+            return self._line.turn(handle, self._steppers[0].buckets.limit)
 
     @property
     def accepting(self) -> bool:

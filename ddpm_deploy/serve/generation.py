@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ddpm_deploy.bundle import Manifest
-from ddpm_deploy.images import NETWORK_RANGE, to_pil
 from ddpm_deploy.labels import labels_of
-from ddpm_deploy.plan import Plan
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.serve.handle import Array
 from ddpm_deploy.serve.limits import Limits
+from ddpm_deploy.serve.pictures import encoded, size_of
 from ddpm_deploy.solvers import SOLVERS
 
 RANDOM_SEED_BITS = 53  # what every JSON reader keeps exactly
@@ -42,11 +40,21 @@ class GenerationRequest(BaseModel):
         1.0, ge=-MAX_GUIDANCE, le=MAX_GUIDANCE, description="How far to exaggerate the label; 1 is as it is."
     )
     deadline_s: Annotated[FiniteFloat, Field(gt=0)] | None = Field(None, description="Fail after so many seconds.")
-    response_format: Literal["b64_json"] = "b64_json"
+    output_format: Literal["png", "jpeg"] = "png"
+    response_format: Literal["b64_json", "npy"] = Field(
+        "b64_json", description="npy: the float32 samples (n, C, H, W) in network range, as a file of numpy."
+    )
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    partial_images: Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        None, description="In a stream: at most so many previews of each picture."
+    )
+    preview_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="In a stream: a preview each so many steps; instead of partial_images."
+    )
 
 
 class Picture(BaseModel):
-    """A PNG."""
+    """A file of the output format, in base64."""
 
     b64_json: str
 
@@ -58,10 +66,30 @@ class GenerationResponse(BaseModel):
     data: list[Picture]
     model: str
     size: str
-    output_format: Literal["png"] = "png"
+    output_format: Literal["png", "jpeg"]
     seed: int
     solver: str
     steps: int
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A request that may be drawn. arguments: of `Engine.submit`."""
+
+    request: GenerationRequest
+    arguments: dict[str, Any]
+
+    def facts(self, manifest: Manifest, size: str) -> dict[str, Any]:
+        """What draws the same pictures again."""
+        plan = self.arguments["plan"]
+        return {
+            "model": manifest.model.name,
+            "size": size,
+            "output_format": self.request.output_format,
+            "seed": self.arguments["seed"],
+            "solver": plan.solver,
+            "steps": plan.nfe,
+        }
 
 
 def parsed(body: bytes) -> GenerationRequest:
@@ -74,9 +102,10 @@ def parsed(body: bytes) -> GenerationRequest:
         raise ValueError(f"{where}: {first['msg']}") from None
 
 
-def submission(request: GenerationRequest, sampler: Sampler, limits: Limits) -> dict[str, Any]:
-    """The arguments of `Engine.submit`; ValueError for what the model cannot do or the limits do not allow."""
+def drawing(request: GenerationRequest, sampler: Sampler, limits: Limits) -> Drawing:
+    """What to submit; ValueError for what the model cannot do, the limits do not allow, or contradicts itself."""
     manifest = sampler.manifest
+    _check_answer(request, manifest)
     if request.model not in (None, manifest.model.name):
         raise ValueError(f"model: got {request.model!r}, expected {manifest.model.name!r}")
     if request.n > limits.max_n:
@@ -86,7 +115,7 @@ def submission(request: GenerationRequest, sampler: Sampler, limits: Limits) -> 
     plan = sampler.plan(request.solver, request.steps)
     if plan.nfe > limits.max_steps:
         raise ValueError(f"steps: {plan.solver} takes {plan.nfe} evaluations, expected at most {limits.max_steps}")
-    return {
+    arguments = {
         "n": request.n,
         "plan": plan,
         "seed": secrets.randbits(RANDOM_SEED_BITS) if request.seed is None else request.seed,
@@ -94,21 +123,40 @@ def submission(request: GenerationRequest, sampler: Sampler, limits: Limits) -> 
         **_steering(request, manifest),
         "guidance": request.guidance,
         "deadline_s": min(request.deadline_s or limits.deadline_s, limits.deadline_s),
+        "preview_every": _preview_every(request, len(plan)),
     }
+    return Drawing(request, arguments)
 
 
-def response(samples: Array, plan: Plan, seed: int, manifest: Manifest) -> GenerationResponse:
-    """PNGs of samples (n, C, H, W) in network range."""
-    height, width = samples.shape[2:]
+def response(samples: Array, drawn: Drawing, manifest: Manifest) -> GenerationResponse:
+    """Pictures of samples (n, C, H, W) in network range."""
     return GenerationResponse(
         created=int(time.time()),
-        data=[Picture(b64_json=_png(image)) for image in to_pil(samples, manifest.clip or NETWORK_RANGE)],
-        model=manifest.model.name,
-        size=f"{width}x{height}",
-        seed=seed,
-        solver=plan.solver,
-        steps=plan.nfe,
+        data=[Picture(b64_json=each) for each in encoded(samples, drawn.request.output_format, manifest)],
+        **drawn.facts(manifest, size_of(samples)),
     )
+
+
+def _check_answer(request: GenerationRequest, manifest: Manifest) -> None:
+    """ValueError for an answer that cannot be had."""
+    if request.output_format == "jpeg" and manifest.sample_shape[0] == 4:
+        raise ValueError("output_format: got 'jpeg', which has no transparency; expected 'png'")
+    if request.response_format == "npy":
+        for name in {"stream", "output_format"} & request.model_fields_set:
+            if getattr(request, name):
+                raise ValueError(f"{name}: given together with response_format npy; give one of the two")
+    if request.partial_images is not None and request.preview_every is not None:
+        raise ValueError("preview_every: given together with partial_images; give one of the two")
+    for name in ("partial_images", "preview_every"):
+        if getattr(request, name) and not request.stream:
+            raise ValueError(f"{name}: got {getattr(request, name)}, but stream is false; previews come in a stream")
+
+
+def _preview_every(request: GenerationRequest, rows: int) -> int:
+    """How many steps from one preview to the next, 0 for none."""
+    if request.partial_images:
+        return -(-rows // (request.partial_images + 1))
+    return request.preview_every or 0
 
 
 def _size(text: str | None, max_pixels: int) -> Sequence[int] | None:
@@ -130,9 +178,3 @@ def _steering(request: GenerationRequest, manifest: Manifest) -> dict[str, Any]:
         raise ValueError("label: given together with prompt, which is the label here; give one of the two")
     text = request.label if request.label is not None else request.prompt or None
     return {} if text is None else {"condition": dict([labels_of(text, manifest, request.n)])}
-
-
-def _png(image: Any) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()

@@ -27,16 +27,28 @@ class Preview:
     x0: Array
 
 
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """One sample is drawn, or failed. index: of the sample in the result. outcome: (*S), a view of it, or the error."""
+
+    index: int
+    outcome: Array | Exception
+
+
+News = Preview | Settled
+
+
 class Handle:
     """The samples of one request, as they come; safe to use from any thread, and to await in an event loop.
 
     `result()` or `await handle` gives float32 (n, *S), or raises what the first sample failed with, DeadlineExceeded,
-    EngineClosed or CancelledError. `async for preview in handle` follows the samples on their way: where the consumer
+    EngineClosed or CancelledError. `async for preview in handle` shows the samples on their way: where the consumer
     is slower than the engine, it gets the newest of each sample; it ends when the request does, without an error.
+    `follow` tells of each finished sample too. Both are for one consumer.
     """
 
     def __init__(self, n: int, shape: tuple[int, ...], preview_every: int = 0) -> None:
-        self.n = n
+        self.n, self.shape = n, shape
         self.preview_every = preview_every
         self._future: Future[Array] = Future()
         self._images = np.empty((n, *shape), np.float32)
@@ -44,6 +56,7 @@ class Handle:
         self._open = set(range(n))
         self._lock = threading.Lock()
         self._previews: dict[int, Preview] = {}
+        self._settled: list[int] = []
         self._listeners: list[Callable[[], None]] = []
 
     # -- for the caller -------------------------------------------------------------------------------------------
@@ -78,23 +91,33 @@ class Handle:
         return asyncio.wrap_future(self._future).__await__()
 
     async def __aiter__(self) -> AsyncIterator[Preview]:
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        async for news in self.follow():
+            if isinstance(news, Preview):
+                yield news
+
+    async def follow(self, idle_s: float | None = None) -> AsyncIterator[News | None]:
+        """Previews, and each sample as soon as it is drawn or failed; None after `idle_s` seconds without either."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits there
-                loop.call_soon_threadsafe(news.set)
+                loop.call_soon_threadsafe(changed.set)
 
         self._listeners.append(wake)
         self._future.add_done_callback(lambda _: wake())
         try:
             while True:
                 done = self.done()
-                for preview in self._newest():
-                    yield preview
+                for news in self._news():
+                    yield news
                 if done:
                     return
-                await news.wait()
-                news.clear()
+                try:
+                    async with asyncio.timeout(idle_s):
+                        await changed.wait()
+                except TimeoutError:
+                    yield None
+                changed.clear()
         finally:
             self._listeners.remove(wake)
 
@@ -108,8 +131,7 @@ class Handle:
         """Keep a preview in the place of that sample's last one, and wake who waits for it."""
         with self._lock:
             self._previews[preview.index] = preview
-        for wake in tuple(self._listeners):
-            wake()
+        self._wake()
 
     def settle(self, index: int, outcome: Array | Exception) -> None:
         """One sample is drawn, or failed; after the last of them the request is done."""
@@ -121,14 +143,18 @@ class Handle:
             else:
                 self._images[index] = outcome
             self._open.remove(index)
-            if self._open:
-                return
-        self._resolve()
+            self._settled.append(index)
+            last = not self._open
+        if last:
+            self._resolve()
+        else:
+            self._wake()
 
     def abort(self, error: Exception) -> None:
         """Fail whatever is not settled yet."""
         with self._lock:
             self._errors.update(dict.fromkeys(self._open, error))
+            self._settled += sorted(self._open)
             self._open.clear()
         self._resolve()
 
@@ -139,7 +165,13 @@ class Handle:
             else:
                 self._future.set_result(self._images)
 
-    def _newest(self) -> list[Preview]:
+    def _wake(self) -> None:
+        for wake in tuple(self._listeners):
+            wake()
+
+    def _news(self) -> list[News]:
         with self._lock:
-            newest, self._previews = list(self._previews.values()), {}
-        return newest
+            previews, self._previews = self._previews, {}
+            settled, self._settled = self._settled, []
+        ends = [Settled(index, self._errors.get(index, self._images[index])) for index in settled]
+        return [*previews.values(), *ends]

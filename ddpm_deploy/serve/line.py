@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 
 from ddpm_deploy.serve.handle import Handle
 from ddpm_deploy.serve.sample import Sample
@@ -12,6 +13,14 @@ from ddpm_deploy.serve.sample import Sample
 PACE_MEMORY = 0.9
 WAIT_S = (0.1, 60.0)
 UNKNOWN_WAIT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How many samples are due before a request's first, and a guess at the seconds until that takes part."""
+
+    ahead: int
+    wait_s: float
 
 
 class Line:
@@ -104,11 +113,23 @@ class Line:
 
     def seconds_until_room(self, places: int) -> float:
         """A guess at when so many places will be free, by the pace of late."""
+        return self._seconds_until(places, self._held.values())
+
+    def turn(self, handle: Handle, widest: int) -> Turn | None:
+        """Where a request stands, of which nothing is under way; None for others. widest: the largest batch."""
+        own = self._of.get(handle, [])
+        if not own or any(sample.state is not None for sample in own):
+            return None
+        ahead = [sample for sample in self._held.values() if _order(sample) < _order(own[0])]
+        places = len(ahead) + 1 - widest
+        return Turn(len(ahead), self._seconds_until(places, ahead) if places > 0 else 0.0)
+
+    def _seconds_until(self, places: int, among: Collection[Sample]) -> float:
         if not self._pace:
             return UNKNOWN_WAIT_S
-        rows = sum(sample.left for sample in self._held.values())
+        rows = sum(sample.left for sample in among)
         shortest, longest = WAIT_S
-        return min(max(rows / self._pace * min(1.0, places / max(1, len(self))), shortest), longest)
+        return min(max(rows / self._pace * min(1.0, places / max(1, len(among))), shortest), longest)
 
 
 def _order(sample: Sample) -> tuple[float, int]:

@@ -9,7 +9,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Answer:
 
     @property
     def pixels(self) -> list[np.ndarray]:
-        return [np.asarray(Image.open(io.BytesIO(base64.b64decode(each["b64_json"])))) for each in self.body["data"]]
+        return [picture(each) for each in self.body["data"]]
 
 
 class Client:
@@ -57,15 +57,48 @@ class Client:
         data = json.dumps(fields).encode() if body is None else body
         return self._ask("POST", PATH, data, {"Content-Type": "application/json", **(headers or {})})
 
+    @contextlib.contextmanager
+    def stream(self, **fields: Any) -> Iterator[Iterator[dict[str, Any]]]:
+        """The events of a request; leaving early closes the connection."""
+        connection = self.connect()
+        try:
+            body = json.dumps({"stream": True, **fields})
+            connection.request("POST", PATH, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            assert response.getheader("content-type").startswith("text/event-stream")
+            yield events(response)
+        finally:
+            connection.close()
+
     def _ask(self, method: str, path: str, data: Any, headers: dict[str, str]) -> Answer:
         connection = self.connect()
         try:
             connection.request(method, path, data, headers)
             response = connection.getresponse()
             read = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, read, json.loads(response.read()))
+            body = response.read()
+            is_json = read.get("content-type") == "application/json"
+            return Answer(response.status, read, json.loads(body) if is_json else body)
         finally:
             connection.close()
+
+
+def events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """What a browser's EventSource makes of the lines: comments and unnamed events are none."""
+    name = None
+    for line in lines:
+        field, _, value = line.decode().rstrip("\n").partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            data = json.loads(value)
+            assert data["type"] == name
+            yield data
+
+
+def picture(data: dict[str, Any]) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))))
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import http.client
+import io
 import json
 import os
 import re
@@ -138,6 +140,50 @@ def test_requests_share_calls_and_each_gets_its_own_picture(held) -> None:
     for seed, answer in enumerate(found):
         expected = to_pil(sampler.sample(1, seed=seed, steps=4 + seed))[0]
         np.testing.assert_array_equal(answer.pixels[0], np.asarray(expected))
+
+
+def test_the_samples_themselves_come_as_a_file_of_numpy(grey) -> None:
+    sampler, client = grey
+    answer = client.post(n=2, steps=4, seed=5, label="a", response_format="npy")
+    assert (answer.headers["content-type"], answer.headers["x-seed"]) == ("application/x-npy", "5")
+    expected = sampler.sample(2, steps=4, seed=5, condition={"labels": np.zeros(2, np.int64)})
+    np.testing.assert_array_equal(np.load(io.BytesIO(answer.body)), expected)
+
+
+def test_a_picture_may_be_a_jpeg_where_it_has_no_transparency(grey) -> None:
+    _, client = grey
+    answer = client.post(steps=2, seed=1, label="a", output_format="jpeg")
+    assert answer.body["output_format"] == "jpeg"
+    assert base64.b64decode(answer.body["data"][0]["b64_json"]).startswith(b"\xff\xd8")
+    png = client.post(steps=2, seed=1, label="a")
+    assert np.abs(answer.pixels[0].astype(int) - png.pixels[0]).max() < 30
+    with serving(numpy_sampler(shape=(4, 4, 4))) as (clear, *_):
+        refused = clear.post(output_format="jpeg")
+        assert refused.message.startswith("output_format: got 'jpeg', which has no transparency")
+        assert clear.post(steps=2).pixels[0].shape == (4, 4, 4)
+
+
+def test_the_model_is_described_with_what_may_be_asked_of_it(grey) -> None:
+    _, client = grey
+    (model,) = client.get("/v1/models").body["data"]
+    expected = {
+        "id": "numpy",
+        "object": "model",
+        "sample_shape": [1, 4, 4],
+        "size": "4x4",
+        "size_multiple": None,
+        "classes": ["a", "b", "c"],
+        "words": None,
+        "guided": True,
+        "timesteps": 100,
+        "default": {"solver": "ddim", "steps": 10},
+        "limits": {"n": 4, "steps": 50, "pixels": 2**20, "deadline_s": 60.0},
+    }
+    assert expected.items() <= model.items()
+    for solver in model["solvers"]:
+        assert client.post(solver=solver, steps=3).status == 200
+    with serving(prompted_sampler(), token="s3cret") as (client, *_):
+        assert client.get("/v1/models").status == 401
 
 
 def test_the_openapi_document_names_every_field_and_status(grey) -> None:
