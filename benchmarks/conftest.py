@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-# Threads that spin disturb whatever is timed beside them. Libraries read these once, when they are loaded.
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import pytest

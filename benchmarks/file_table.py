@@ -2,7 +2,7 @@
 
 Parity is what export recorded. Denoisers that a CPU runtime reads are timed here, all in turn in every round, against
 the portable float32 one on ONNX Runtime; `sampler` graphs by the time of one evaluation. What is made for a GPU has no
-time. Threads do not spin.
+time.
 """
 
 from __future__ import annotations

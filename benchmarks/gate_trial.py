@@ -8,7 +8,6 @@ how many runs the interval of the A/A ratio held 1. Takes about fifteen minutes;
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,8 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before a library reads it, as benchmarks/conftest.py does
 
 from tqdm import tqdm
 

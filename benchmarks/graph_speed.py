@@ -28,6 +28,7 @@ import onnxruntime
 import torch
 from onnx import helper
 
+from ddpm_deploy.backends.onnxruntime import spin_briefly
 from ddpm_deploy.bench.work import count_work
 from ddpm_deploy.export.fold import fold_attention
 from ddpm_deploy.export.graph import Denoiser, trace
@@ -121,10 +122,10 @@ def feeds_of(batch: int, seed: int = 0, t: float | None = None) -> dict[str, np.
 
 
 def open_session(model: onnx.ModelProto, threads: int) -> Session:
-    """One session that does not spin."""
+    """One session, whose threads spin as those of the backend."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    spin_briefly(options)
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda feeds: session.run(None, dict(feeds))[0]

@@ -15,9 +15,9 @@ from ddpm_deploy.bench.work import Work
 
 PROTOCOL = {
     "transfers": "host arrays in and host arrays out, inside of the timed region, for every contender",
-    "spinning": "off for every runtime",
+    "spinning": "for some tenths of a millisecond after an operator, then threads sleep",
     "order": "all contenders of a group in every round, in an order drawn anew",
-    "short calls": f"where a call of the group is under {1e3 * SHORT_S:g} ms, each follows an untimed one of its own",
+    "short calls": f"where a call of the group is under {1e3 * SHORT_S:g} ms, each follows untimed ones of its own",
     "warm-up": f"until no median of three rounds is {STABLE:.0%} under the fastest of the three before",
     "float32 on GPUs": "TF32 off for every contender",
     "parity": "asserted before anything is timed",

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before a library reads it, as benchmarks/conftest.py does
 
 import benchmarks.gpu
 from benchmarks.gpu.asked import MODELS, PRECISIONS, Asked

@@ -43,7 +43,7 @@ def open_compiled(bundle: Bundle, setting: Setting) -> Step:
 
 
 def open_onnxruntime(bundle: Bundle, setting: Setting) -> Step:
-    """Default session options apart from the threads, which do not spin."""
+    """Default session options apart from the threads, which spin briefly."""
     session = _session(plain_export(bundle, setting.cache), setting)
 
     def evaluate(x: Array, t: Array) -> Array:
@@ -128,8 +128,10 @@ def require_tensorrt(setting: Setting) -> None:
 def _session(model: bytes, setting: Setting) -> Any:
     import onnxruntime
 
+    from ddpm_deploy.backends.onnxruntime import spin_briefly
+
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    spin_briefly(options)
     if setting.threads is not None:
         options.intra_op_num_threads = setting.threads
     providers: list[Any] = [CPU]

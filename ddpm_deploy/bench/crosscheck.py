@@ -86,12 +86,14 @@ def onnxruntime_profiler(model: bytes, shapes: Shapes, threads: int, *, seconds:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
+
+        from ddpm_deploy.backends.onnxruntime import spin_briefly
     except ImportError:
         return {"tool": tool, "reason": "onnxruntime is not installed; run pip install 'ddpm-deploy[cpu]'"}
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        spin_briefly(options)
         options.enable_profiling = True
         options.profile_file_prefix = os.path.join(folder, "profile")
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

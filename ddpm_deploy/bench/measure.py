@@ -14,7 +14,8 @@ import numpy as np
 WINDOW = 3  # rounds that are compared with as many before them
 WARMUP_ROUNDS = 3 * WINDOW
 STABLE = 0.05
-SHORT_S = 0.05  # where a contender of a group is shorter than this, every call is preceded by an untimed one,
+SHORT_S = 0.05  # where a contender of a group is shorter than this, every call is preceded by untimed ones,
+SETTLE_S = 0.001  # for so long at least,
 LONG_S = 1.0  # unless it is longer than this itself
 OPENINGS = 6
 
@@ -86,9 +87,9 @@ def interleave(
     """Time all contenders side by side, after a warm-up until their times level out.
 
     In each round every contender runs once, in an order drawn from `seed`. Where one of them is shorter than `SHORT_S`,
-    the timed call of each follows an untimed one of its own, which wakes its threads and fills the caches that its
-    neighbour left to it: the steady state that a service sees. Calls longer than `LONG_S` are spared that, as it would
-    not show. Garbage is collected between rounds, not in them.
+    the timed call of each follows untimed ones of its own, one or as many as `SETTLE_S` takes: until its neighbour's
+    threads are asleep, its own awake, and its caches full, the steady state that a service sees. Calls longer than
+    `LONG_S` are spared that, as it would not show. Garbage is collected between rounds, not in them.
     """
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
@@ -103,7 +104,7 @@ def interleave(
         while _goes_on(len(seconds[names[0]]), clock() - began, effort):
             for k in order.permutation(len(contenders)):
                 if names[k] in again:
-                    contenders[k].seconds(clock)
+                    _settle(contenders[k], clock)
                 seconds[names[k]].append(contenders[k].seconds(clock))
             gc.collect(0)
             on_round()
@@ -138,6 +139,13 @@ def opening_order(n: int, opening: int) -> list[int]:
     """
     order = list(range(n)) if opening < 2 else np.random.default_rng(opening // 2).permutation(n).tolist()
     return order[::-1] if opening % 2 else order
+
+
+def _settle(contender: Contender, clock: Clock) -> None:
+    began = clock()
+    contender.seconds(clock)
+    while clock() - began < SETTLE_S:
+        contender.seconds(clock)
 
 
 def _goes_on(rounds: int, spent_s: float, effort: Effort) -> bool:

@@ -69,7 +69,7 @@ def onnxruntime_product(size: Size, precision: str, threads: int) -> Call:
     onnxruntime = _module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    _module("ddpm_deploy.backends.onnxruntime").spin_briefly(options)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feeds = {"a": _bytes(size) if precision == "int8" else _normal(*size[:2])}
     return lambda: session.run(None, feeds)

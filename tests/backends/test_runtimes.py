@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ddpm_deploy import Sampler
 from ddpm_deploy.backends import open_backend
 from ddpm_deploy.backends.external import refuse_external_data
 from ddpm_deploy.backends.probe import INPUTS, MODEL, OUTPUTS
@@ -164,13 +165,32 @@ class TestOnnxRuntime:
         with pytest.raises(BackendError, match="CUDAExecutionProvider leaves Conv, MatMul to another provider"):
             check_placement(CUDA, {CUDA: {"Add": 1}, CPU: {"Conv": 1, "MatMul": 1, "Shape": 1}})
 
-    def test_workers_do_not_spin_and_usage_data_is_off(self) -> None:
-        import os
+    @pytest.mark.parametrize(("version", "spins"), [("1.26.3", "0"), ("1.27.0", "1"), ("1.100.0rc1", "1")])
+    def test_workers_spin_only_where_it_can_be_said_how_long(
+        self, monkeypatch: pytest.MonkeyPatch, version: str, spins: str
+    ) -> None:
+        import onnxruntime
 
         from ddpm_deploy.backends.onnxruntime import _session_options
 
+        monkeypatch.setattr(onnxruntime, "__version__", version)
         options = _session_options(1)
-        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == spins
+        assert 0 < int(options.get_session_config_entry("session.intra_op.spin_duration_us")) < 1000
+
+    def test_workers_are_asleep_soon_after_a_call(self) -> None:
+        """With the runtime's own default they take a core for 16 ms and more."""
+        import time
+
+        with Sampler.load(threads=2) as sampler:
+            sampler.warmup(8)
+            before = time.process_time()
+            time.sleep(0.05)
+        assert time.process_time() - before < 0.01
+
+    def test_usage_data_is_off(self) -> None:
+        import os
+
         assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
