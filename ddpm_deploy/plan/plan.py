@@ -95,6 +95,11 @@ class Plan:
         """(N,) whether each row uses z."""
         return tuple(bool(row) for row in np.any(self.update[:, :, -1] != 0, axis=1))
 
+    @cached_property
+    def times(self) -> tuple[float, ...]:
+        """(N,) t as plain numbers."""
+        return tuple(self.t.tolist())
+
     @property
     def is_deterministic(self) -> bool:
         """Whether no row uses z."""
@@ -151,10 +156,10 @@ class Plan:
         return self._program(x.dtype)[row].apply(state, m, z)
 
     def _iterate(self, denoise: Denoise, state: list[Array], draw: Callable[[int], Array]) -> Iterator[Frame]:
-        for i, (t, draws) in enumerate(zip(self.t, self.draws_noise, strict=True)):
+        for i, (t, draws) in enumerate(zip(self.times, self.draws_noise, strict=True)):
             m = denoise(state[0], np.full(len(state[0]), t, state[0].dtype))
             state, x0 = self.step(i, state, m, draw(i) if draws else None)
-            yield Frame(i, float(t), state[0], x0)
+            yield Frame(i, t, state[0], x0)
 
     def _checked(self, m: Array, i: int, shape: tuple[int, ...]) -> Array:
         expected = shape if self.log_variance is None else (shape[0], 2 * shape[1], *shape[2:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Terms = tuple[tuple[int, Any], ...]
+
+_numbers = count()
+_patterns: dict[Any, int] = {}  # numbered, so that rows are compared and hashed in no time
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,25 +59,32 @@ class Row:
             return first
         if any(row.pattern != first.pattern for row in rows):
             raise ValueError("rows: got several patterns, expected one; stack those of each pattern apart")
-        table = np.stack([row._factors for row in rows])
+        table = np.array([row._factors for row in rows])
         factors = iter(table.T.reshape(-1, len(rows), *[1] * rank))
+        to_x0, *to_state = first._forms
         return cls(
-            to_x0=_refilled(first.to_x0, factors),
+            to_x0=_filled(to_x0, factors),
             clip=None if first.clip is None else (next(factors), next(factors)),
-            to_state=tuple(_refilled(terms, factors) for terms in first.to_state),
+            to_state=tuple(_filled(form, factors) for form in to_state),
             draws=first.draws,
             log_variance=None if first.log_variance is None else (next(factors), next(factors)),
         )
 
     @cached_property
-    def pattern(self) -> tuple[Any, ...]:
-        """What rows that can be stacked have in common: which columns count, and whether there is a clip."""
-        columns = tuple(tuple((column, _is_one(f)) for column, f in terms) for terms in (self.to_x0, *self.to_state))
-        return columns, self.clip is None, self.log_variance is None
+    def pattern(self) -> int:
+        """The number of what rows that can be stacked have in common: which columns count, whether there is a clip."""
+        return _patterns.setdefault((self._forms, self.clip is None, self.log_variance is None), next(_numbers))
+
+    @cached_property
+    def _forms(self) -> tuple[Terms, ...]:
+        """The terms with None in the place of each number that may differ between rows of one pattern."""
+        return tuple(
+            tuple((column, 1 if _is_one(f) else None) for column, f in terms) for terms in (self.to_x0, *self.to_state)
+        )
 
     @cached_property
     def _factors(self) -> Array:
-        """The numbers that may differ between rows of one pattern, in the order of `stack`."""
+        """Those numbers, in the order of `stack`."""
         first, *others = ([f for _, f in terms if not _is_one(f)] for terms in (self.to_x0, *self.to_state))
         return np.array([*first, *(self.clip or ()), *chain(*others), *(self.log_variance or ())])
 
@@ -110,11 +120,11 @@ def _combine(terms: Terms, columns: Sequence[Array | None]) -> Array:
 
 
 def _is_one(factor: Any) -> bool:
-    return np.isscalar(factor) and bool(factor == 1)
+    return not isinstance(factor, np.ndarray) and bool(factor == 1)
 
 
-def _refilled(terms: Terms, factors: Iterator[Array]) -> Terms:
-    return tuple((column, f if _is_one(f) else next(factors)) for column, f in terms)
+def _filled(form: Terms, factors: Iterator[Array]) -> Terms:
+    return tuple((column, next(factors) if f is None else f) for column, f in form)
 
 
 def _terms(row: Mapping[int, Any], dtype: Any) -> Terms:

@@ -278,7 +278,7 @@ class Engine:
         for sample in finished:
             failure = errors.get(sample)
             sample.handle.settle(sample.index, sample.image if failure is None else failure)
-            sample.state = None
+            sample.stack = None
         if finished:
             with self._changed:
                 self._unsettled -= len(finished)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from ddpm_deploy.serve.handle import Handle
 from ddpm_deploy.serve.sample import Sample
@@ -13,6 +14,8 @@ from ddpm_deploy.serve.sample import Sample
 PACE_MEMORY = 0.9
 WAIT_S = (0.1, 60.0)
 UNKNOWN_WAIT_S = 1.0
+
+_order = attrgetter("order")
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,17 @@ class Line:
         if deadline is not None:
             self._deadlines[handle] = deadline
 
-    def candidates(self, worker: int) -> Iterator[Sample]:
+    def candidates(self, worker: int) -> Iterable[Sample]:
         """Those that a worker may take, in the order in which they are due; no more of the new ones than its share."""
+        if not self._waiting:
+            return self._own[worker]
         share = -(-len(self._waiting) // self._workers)
         return heapq.merge(self._own[worker], self._waiting[:share], key=_order)
 
     def take(self, worker: int, batch: Iterable[Sample]) -> None:
         """A worker goes on with these."""
         own = self._own[worker]
-        new = [sample for sample in batch if sample.state is None]
+        new = [sample for sample in batch if sample.stack is None]
         for sample in new:
             _discard(self._waiting, sample)
             insort(own, sample, key=_order)
@@ -118,7 +123,7 @@ class Line:
     def turn(self, handle: Handle, widest: int) -> Turn | None:
         """Where a request stands, of which nothing is under way; None for others. widest: the largest batch."""
         own = self._of.get(handle, [])
-        if not own or any(sample.state is not None for sample in own):
+        if not own or any(sample.stack is not None for sample in own):
             return None
         ahead = [sample for sample in self._held.values() if _order(sample) < _order(own[0])]
         places = len(ahead) + 1 - widest
@@ -132,12 +137,8 @@ class Line:
         return min(max(rows / self._pace * min(1.0, places / max(1, len(among))), shortest), longest)
 
 
-def _order(sample: Sample) -> tuple[float, int]:
-    return sample.due, sample.number
-
-
 def _discard(place: list[Sample], sample: Sample) -> None:
     """Remove it from a sorted list, if it is there."""
-    index = bisect_left(place, _order(sample), key=_order)
+    index = bisect_left(place, sample.order, key=_order)
     if index < len(place) and place[index] is sample:
         del place[index]

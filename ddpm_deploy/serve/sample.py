@@ -18,12 +18,13 @@ Array = NDArray[Any]
 
 @dataclass(eq=False)
 class Sample:
-    """Between two calls of the network; `row` and `state` change, nothing else.
+    """Between two calls of the network; `row`, `stack` and `place` change, nothing else.
 
     number: of the engine, in the order of arrival. index: its place in the request's result. seed, stream: sample
     `stream` of that seed. condition, null: tensors without a batch axis, toward which and away from which it is drawn.
     weights: (N,) of guidance at each row, None is 1. channels: how many of the network's output the plan takes.
-    due: what the policy orders by. state: K images (*S), None before the first row.
+    due: what the policy orders by. stack: the states of all samples that the last row was applied to as one, K arrays
+    (B, *S), None before the first row; place: which of them is its own.
     """
 
     number: int
@@ -39,12 +40,17 @@ class Sample:
     channels: int | None
     due: float
     row: int = 0
-    state: list[Array] | None = field(default=None, repr=False)
+    stack: list[Array] | None = field(default=None, repr=False)
+    place: int = 0
+
+    def __post_init__(self) -> None:
+        self.order = self.due, self.number
+        self.rows = len(self.plan)
 
     @property
     def t(self) -> float:
         """What the network is told at the present row."""
-        return float(self.plan.t[self.row])
+        return self.plan.times[self.row]
 
     @property
     def program(self) -> Row:
@@ -59,23 +65,23 @@ class Sample:
     @property
     def lanes(self) -> int:
         """How many places of a batch the present row takes: two where the network is asked with and without."""
-        return 1 if self.weight in (0.0, 1.0) else 2
+        return 1 if self.weights is None or self.weight in (0.0, 1.0) else 2
 
     @property
     def left(self) -> int:
         """How many rows are still to come."""
-        return len(self.plan) - self.row
+        return self.rows - self.row
 
     @property
     def image(self) -> Array:
         """After the last row, the sample."""
-        assert self.state is not None
-        return self.state[0]
+        assert self.stack is not None
+        return self.stack[0][self.place]
 
     def begin(self) -> None:
         """Draw x_T, if that is still to be done."""
-        if self.state is None:
-            self.state = self.plan.start(initial_noise(self.seed, [self.stream], self.shape)[0])
+        if self.stack is None:
+            self.stack = self.plan.start(initial_noise(self.seed, [self.stream], self.shape))
 
     def noise(self) -> Array:
         """z of the present row, (1, *S)."""
@@ -83,5 +89,6 @@ class Sample:
 
     def detach(self) -> None:
         """Copy the state out of the arrays of a batch that goes on without it."""
-        if self.state is not None:
-            self.state = [np.array(image) for image in self.state]
+        if self.stack is not None:
+            self.stack = [np.array(images[self.place : self.place + 1]) for images in self.stack]
+            self.place = 0

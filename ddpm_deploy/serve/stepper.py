@@ -22,13 +22,12 @@ from ddpm_deploy.serve.network import evaluate
 from ddpm_deploy.serve.sample import Sample
 
 Array = NDArray[Any]
-Numbers = tuple[int, ...]
 
 
 class Stepper:
     """Advances samples on one sampler's backend. Used by one thread.
 
-    Stacks of the last step are kept, so that samples which go on together are not copied.
+    Samples which go on together stay in the arrays of the last step, and are not copied.
     """
 
     def __init__(self, sampler: Sampler, buckets: Buckets) -> None:
@@ -37,7 +36,6 @@ class Stepper:
         self._backend = sampler.backend
         self._channels = sampler.manifest.sample_shape[0]
         (self._output,) = (spec.name for spec in sampler.backend.outputs)
-        self._stacks: dict[Numbers, list[Array]] = {}
         self._running: dict[int, Sample] = {}
         self._conditions: tuple[Any, dict[str, Array]] = ((), {})
 
@@ -46,12 +44,11 @@ class Stepper:
         self._detach_all_but(samples)
         for sample in samples:
             sample.begin()
-        groups = _groups(samples)
-        stacks = [self._stack(group) for group in groups]
-        order = [sample for group in groups for sample in group]
-        m, errors = self._predictions(order, _joined([stack[0] for stack in stacks]))
-        self._stacks, begin = {}, 0
-        for group, stack in zip(groups, stacks, strict=True):
+        groups = [_gathered(group) for group in _groups(samples)]
+        order = [sample for group, _ in groups for sample in group]
+        m, errors = self._predictions(order, _joined([stack[0] for _, stack in groups]))
+        begin = 0
+        for group, stack in groups:
             if m is not None:
                 self._update(group, stack, m[begin : begin + len(group), : group[0].channels], errors)
             begin += len(group)
@@ -118,21 +115,11 @@ class Stepper:
         with np.errstate(all="ignore"):  # what overflows shows in the next prediction
             state, x0 = row.apply(stack, m, z)
         for i, sample in enumerate(group):
-            if sample.handle.wants_preview(sample.row, len(sample.plan)):
-                preview = Preview(sample.index, sample.row, len(sample.plan), sample.t, np.array(x0[i]))
+            if sample.handle.wants_preview(sample.row, sample.rows):
+                preview = Preview(sample.index, sample.row, sample.rows, sample.t, np.array(x0[i]))
                 sample.handle.show(preview)
-            sample.state = [images[i] for images in state]
+            sample.stack, sample.place = state, i
             sample.row += 1
-        if any(sample.left for sample in group):
-            self._stacks[_numbers(group)] = state
-
-    def _stack(self, group: Sequence[Sample]) -> list[Array]:
-        """The states of a group, K arrays (B, *S)."""
-        kept = self._stacks.get(_numbers(group))
-        if kept is not None:
-            return kept
-        states = [sample.state for sample in group if sample.state is not None]
-        return [np.stack(images) for images in zip(*states, strict=True)]
 
     def _detach_all_but(self, samples: Sequence[Sample]) -> None:
         """Copy the states of those that pause, or each would hold the memory of its whole batch."""
@@ -150,6 +137,23 @@ def _groups(samples: Sequence[Sample]) -> list[list[Sample]]:
     return list(groups.values())
 
 
+def _gathered(group: Sequence[Sample]) -> tuple[list[Sample], list[Array]]:
+    """A group in the order of the stacks that its samples are in, and its states as one stack, K arrays (B, *S)."""
+    parts: dict[int, list[Sample]] = {}
+    for sample in group:
+        parts.setdefault(id(sample.stack), []).append(sample)
+    stacks = [_taken(part) for part in parts.values()]
+    stack = stacks[0] if len(stacks) == 1 else [np.concatenate(images) for images in zip(*stacks, strict=True)]
+    return [sample for part in parts.values() for sample in part], stack
+
+
+def _taken(part: Sequence[Sample]) -> list[Array]:
+    """The states of samples of one stack: that itself, where these are all of it."""
+    stack, places = part[0].stack, [sample.place for sample in part]
+    assert stack is not None
+    return stack if places == list(range(len(stack[0]))) else [images[places] for images in stack]
+
+
 def _not_finite(m: Array, lanes: Sequence[Sample], known: Mapping[Sample, Exception]) -> dict[Sample, Exception]:
     """The samples for which the network predicted NaN or infinity, in the channels that their plans take."""
     if np.isfinite(m).all():
@@ -163,7 +167,3 @@ def _not_finite(m: Array, lanes: Sequence[Sample], known: Mapping[Sample, Except
 
 def _joined(arrays: Sequence[Array]) -> Array:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _numbers(group: Sequence[Sample]) -> Numbers:
-    return tuple(sample.number for sample in group)
