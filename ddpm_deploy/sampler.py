@@ -238,9 +238,13 @@ class Sampler:
 
         batch_size: OpenVINO compiles each size when it is first seen, and "auto" may have a backend for each.
         """
-        manifest = self.manifest
         if self.encoder is not None:
             self.encoder.warmup()
+        self.evaluate_zeros(batch_size)
+
+    def evaluate_zeros(self, batch_size: int) -> None:
+        """Evaluate the network once, and nothing else."""
+        manifest = self.manifest
         feeds = {"x": np.zeros((batch_size, *manifest.sample_shape), np.float32), "t": np.zeros(batch_size, np.float32)}
         for condition in manifest.conditions:
             feeds[condition.name] = np.zeros((batch_size, *condition.shape), condition.dtype)

@@ -27,6 +27,11 @@ class Buckets:
         self._top = len(self.sizes) - 1
         self._calm = 0
 
+    def narrow(self, largest: int) -> None:
+        """Leave out the sizes above one of them."""
+        self.sizes = [size for size in self.sizes if size <= largest]
+        self._top = min(self._top, len(self.sizes) - 1)
+
     @property
     def limit(self) -> int:
         return self.sizes[self._top]

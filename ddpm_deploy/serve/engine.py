@@ -32,6 +32,7 @@ from ddpm_deploy.serve.request import (
 )
 from ddpm_deploy.serve.sample import Sample
 from ddpm_deploy.serve.stepper import Stepper
+from ddpm_deploy.serve.width import useful_batch
 
 CAPACITY = 256
 GIVE_UP_AFTER = 3  # calls in a row in which nothing succeeded
@@ -156,11 +157,14 @@ class Engine:
         return bool(self._alive)
 
     def warmup(self) -> None:
-        """Evaluate each sampler once at its smallest and its largest batch, or, if there are few, at all of them."""
+        """Evaluate each sampler at its smallest and its largest batch, or, if there are few, at all of them; then time
+        some sizes, and leave out those so large that they make requests wait and gain nothing.
+        """
         for sampler, stepper in zip(self.samplers, self._steppers, strict=True):
             sizes = stepper.buckets.sizes
             for size in sizes if len(sizes) <= 8 else (sizes[0], sizes[-1]):
                 sampler.warmup(size)
+            stepper.buckets.narrow(useful_batch(sizes, sampler.evaluate_zeros))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests and wait for those accepted; False where `timeout` seconds were not enough."""
