@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -18,6 +19,7 @@ from benchmarks.models import NETWORKS
 from benchmarks.reporting import make_report
 from benchmarks.specs import REPORTS, Options, Spec
 from ddpm_deploy.backends import BACKENDS
+from ddpm_deploy.backends.base import usable_cpus
 from ddpm_deploy.bench.gate import compare, fails, parse_tolerance, tells
 from ddpm_deploy.bench.record import Report, Row, read_report
 from ddpm_deploy.bench.report.terminal import comparison_lines, summary_lines
@@ -73,9 +75,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def _options(config: pytest.Config) -> Options:
     get = config.getoption
     batches = _batches(get("--batches"))
-    if get("--threads") < 1 or min(batches or (1,)) < 1:
-        raise pytest.UsageError("--threads, --batches: expected numbers of at least 1")
+    _check_numbers(config, batches)
     model = get("--model")
+    if get("--checkpoint") and not Path(get("--checkpoint")).exists():
+        raise pytest.UsageError(f"--checkpoint: {get('--checkpoint')}: there is no such file or folder")
     if model not in ("digits", *NETWORKS):
         _or_usage_error("--model", lambda: read_bundle(model))
     return Options(
@@ -89,6 +92,18 @@ def _options(config: pytest.Config) -> Options:
         rate_hz=get("--rate-hz"),
         report_folder=REPORTS / (get("--report") or _report_name(config)),
     )
+
+
+def _check_numbers(config: pytest.Config, batches: tuple[int, ...] | None) -> None:
+    get = config.getoption
+    if not 1 <= get("--threads") <= usable_cpus():
+        raise pytest.UsageError(f"--threads: got {get('--threads')}, expected 1 to {usable_cpus()}, the usable CPUs")
+    if min(batches or (1,)) < 1:
+        raise pytest.UsageError("--batches: expected numbers of at least 1")
+    for name in ("--rate-hz", "--price-per-hour"):
+        value = get(name)
+        if value is not None and not 0 < value < math.inf:
+            raise pytest.UsageError(f"{name}: got {value:g}, expected a number above 0")
 
 
 def _report_name(config: pytest.Config) -> str:
@@ -116,7 +131,9 @@ def _batches(text: str | None) -> tuple[int, ...] | None:
 def _or_usage_error(option: str, read: Callable[[], T]) -> T:
     try:
         return read()
-    except (DdpmDeployError, ValueError, OSError) as error:
+    except OSError as error:
+        raise pytest.UsageError(f"{option}: {error.filename}: {error.strerror}") from None
+    except (DdpmDeployError, ValueError) as error:
         raise pytest.UsageError(f"{option}: {error}") from None
 
 

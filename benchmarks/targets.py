@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.bench_sampling import FEW, LOOPS
 from benchmarks.peers import COMPILED, EAGER
 from ddpm_deploy.bench.record import OWN, Report, Row, of_products, read_report
-from ddpm_deploy.bench.report.gains import EQUAL, as_good
+from ddpm_deploy.bench.report.gains import EQUAL, as_good, lost
 from ddpm_deploy.bench.report.markdown import line_to_markdown, table_to_markdown
 from ddpm_deploy.bench.report.summary import summary
 from ddpm_deploy.bench.report.tables import suite_table, winners_table
@@ -158,12 +158,15 @@ def _thousand(report: Report, target: float) -> Found:
 
 def _quality(report: Report) -> tuple[str, bool | None]:
     """Of both ways in words, and whether ours is as good; None where one of them was not measured."""
-    values = {(fact["solver"], fact["nfe"]): fact["value"] for fact in report.sections.get("quality", ())}
+    values = {(fact["solver"], fact["nfe"]): fact for fact in report.sections.get("quality", ())}
     ours, theirs = values.get(("unipc", FEW)), values.get(("ddpm", 1000))
     if ours is None or theirs is None:
         return "quality of both was not measured", None
-    verdict = "equal quality" if abs(ours - theirs) <= EQUAL else "quality not equal"
-    return f"{verdict}: unipc {FEW} {ours:.3f}, ddpm 1000 {theirs:.3f}", as_good(ours, theirs)
+    loss = lost(ours, theirs)
+    verdict = "equal quality" if max(-loss.low, loss.high) <= EQUAL else "quality not equal"
+    said = f"{verdict}: unipc {FEW} {ours['value']:.3f}, ddpm 1000 {theirs['value']:.3f}"
+    paired = f", [{loss.low:.3f}, {loss.high:.3f}] lost" if loss.low < loss.high else ""
+    return f"{said}{paired}", as_good(ours, theirs)
 
 
 def _cold(report: Report, key: str, target: float) -> Found:

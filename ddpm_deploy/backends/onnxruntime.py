@@ -60,8 +60,8 @@ COMPUTE_OPS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Attention", "GroupNor
 class OnnxRuntimeBackend(GuardedBackend):
     """One session, shared by all threads: calls run side by side and share its pool of `threads` workers.
 
-    Workers spin for `SPIN_US` before they sleep: they are at hand for the next operator and the next call of a loop, and
-    take no time from their neighbours.
+    Workers spin for `SPIN_US` before they sleep: they are at hand for the next operator and for the next call of a
+    loop, and take no time from their neighbours.
     """
 
     name = "onnxruntime"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_deploy.bench.gate import compare, fails, parse_tolerance, tells, warnings
-from ddpm_deploy.bench.record import FILE, read_report
+from ddpm_deploy.bench.record import FILE, PEER, Report, read_report
 from ddpm_deploy.bench.report.terminal import comparison_lines, counts_in_words
 from ddpm_deploy.bench.report.write import write_pages
 from ddpm_deploy.cli import Parser, make_parser, run_command, some_path
@@ -44,6 +44,7 @@ def run(*, task: str, **arguments: Any) -> int:
 def run_compare(*, old: Path, new: Path, tolerance: float, anchor: str | None, json: bool) -> int:
     """Print what became of every row; `WORSE` where one got worse, ValueError where there is nothing to compare."""
     before, after = read_report(old), read_report(new)
+    _check_anchor(anchor, before, after)
     changes = compare(before, after, tolerance, anchor)
     if not tells(changes):
         raise ValueError(f"{new}: no row can be compared with {old}: {counts_in_words(changes)}; measure both again")
@@ -53,6 +54,14 @@ def run_compare(*, old: Path, new: Path, tolerance: float, anchor: str | None, j
     else:
         print("\n".join(comparison_lines(before, after, changes)))
     return WORSE if fails(changes) else 0
+
+
+def _check_anchor(anchor: str | None, *reports: Report) -> None:
+    common = set.intersection(*({row.contender for row in one.rows if row.kind == PEER} for one in reports))
+    if anchor is not None and anchor not in common:
+        raise ValueError(
+            f"--anchor: got {anchor!r}, expected a peer of both runs: {', '.join(sorted(common)) or 'none'}"
+        )
 
 
 def run_render(*, folder: Path) -> int:

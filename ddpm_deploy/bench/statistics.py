@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,17 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], openi
     if above.shape != below.shape or not above.size:
         raise ValueError(f"rounds: got {above.size} and {below.size}, expected the same number, at least one")
     return _middle(above / below, openings)
+
+
+def paired_difference(minuend: Sequence[float], subtrahend: Sequence[float]) -> Interval:
+    """The mean of the differences, with its normal interval; each pair has something in common, such as a seed."""
+    above, below = np.asarray(minuend, np.float64), np.asarray(subtrahend, np.float64)
+    if above.shape != below.shape or above.size < 2:
+        raise ValueError(f"pairs: got {above.size} and {below.size} values, expected the same number, at least two")
+    difference = above - below
+    middle = float(difference.mean())
+    width = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * float(difference.std(ddof=1)) / len(difference) ** 0.5
+    return Interval(middle, middle - width, middle + width)
 
 
 def check_openings(openings: Sequence[int], rounds: int) -> None:

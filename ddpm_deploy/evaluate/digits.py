@@ -60,6 +60,10 @@ class DigitJudge:
         """The most probable digit of each picture. pictures: (n, 1, 8, 8) in [-1, 1]."""
         return np.asarray(self._probabilities(pictures).argmax(axis=1))
 
+    def confidence(self, pictures: Array) -> Array:
+        """Of each picture the probability of its most probable digit, (n,). pictures: (n, 1, 8, 8) in [-1, 1]."""
+        return np.asarray(self._probabilities(pictures).max(axis=1))
+
     def judge(self, pictures: Array) -> Verdict:
         """All figures of a set. pictures: (n, 1, 8, 8) in [-1, 1]."""
         probabilities = self._probabilities(pictures)

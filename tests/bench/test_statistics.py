@@ -11,6 +11,7 @@ from ddpm_deploy.bench.statistics import (
     STUDENT,
     Interval,
     bootstrap_median,
+    paired_difference,
     paired_ratio,
     percentile,
     summarise,
@@ -124,3 +125,15 @@ def test_openings_that_are_not_the_rounds_are_an_error(openings: tuple[int, ...]
 def test_ratio_of_unequal_rounds_is_an_error(others: list[float]) -> None:
     with pytest.raises(ValueError, match="expected the same number, at least one"):
         paired_ratio([1.0, 2.0] if others else [], others)
+
+
+def test_paired_difference_is_as_narrow_as_what_pairs_do_not_share() -> None:
+    rng = np.random.default_rng(0)
+    shared, held = rng.normal(0, 5, 400), 0
+    for _ in range(200):
+        difference = paired_difference(shared + rng.normal(0.3, 1, 400), shared)
+        assert difference.high - difference.low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+        held += difference.covers(0.3)
+    assert 180 <= held <= 199
+    with pytest.raises(ValueError, match="pairs: got 2 and 3 values"):
+        paired_difference([1, 2], [1, 2, 3])

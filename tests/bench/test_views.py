@@ -25,7 +25,7 @@ from reports import (
 from benchmarks import targets
 from ddpm_deploy.bench.record import OWN, PEER, Parity, Report, Row
 from ddpm_deploy.bench.report.document import text_of
-from ddpm_deploy.bench.report.gains import EQUAL, as_good, gains
+from ddpm_deploy.bench.report.gains import EQUAL, as_good, gains, lost
 from ddpm_deploy.bench.report.markdown import to_markdown
 from ddpm_deploy.bench.report.summary import summary
 from ddpm_deploy.bench.report.tables import suite_table, winners_table, without_empty
@@ -235,10 +235,22 @@ def test_fewer_evaluations_of_worse_pictures_are_no_gain(report: Report, timed: 
 
 @pytest.mark.parametrize(("loss", "claimed"), [(-0.1, True), (0.9 * EQUAL, True), (1.1 * EQUAL, False)])
 def test_quality_may_be_worse_by_less_than_the_constant(report: Report, loss: float, claimed: bool) -> None:
-    assert as_good(0.88 - loss, 0.88) is claimed
+    assert as_good({"value": 0.88 - loss}, {"value": 0.88}) is claimed
     facts = [fact for fact in report.sections["quality"] if fact["figure"] == "mean top probability"]
     near = with_quality(replace(report, sections={"quality": facts}), 0.88 - loss)
     assert all((gain.fewer is not None) is claimed for gain in gains(near) if gain.row.nfe == 12)
+
+
+def test_an_uncertain_loss_of_quality_claims_nothing(report: Report) -> None:
+    """Both means are equal; only with enough pairs is it known that little was lost."""
+    noise = np.random.default_rng(0).normal(0, 0.2, (2, 2000))
+    ours, theirs = 0.88 + noise - noise.mean(axis=1, keepdims=True)
+    few, many = (
+        [{"value": 0.88, "samples": list(v[:n] - v[:n].mean() + 0.88)} for v in (ours, theirs)] for n in (20, 2000)
+    )
+    assert not as_good(*few)
+    assert as_good(*many)
+    assert lost(*many).value == pytest.approx(0, abs=1e-9)
 
 
 def test_baseline_claims_no_gain_over_itself(report: Report) -> None:

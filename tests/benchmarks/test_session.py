@@ -78,7 +78,10 @@ def test_report_and_its_summary_are_told_at_the_end(session: tuple[Report, dict[
     [
         (("--backends", "cuda"), "--backends: got 'cuda', expected some of torch, onnxruntime, openvino"),
         (("--batches", "1,x"), "--batches: got '1,x', expected numbers such as 1,8"),
-        (("--threads", "0"), "expected numbers of at least 1"),
+        (("--threads", "0"), "--threads: got 0, expected 1 to "),
+        (("--rate-hz", "-5"), "--rate-hz: got -5, expected a number above 0"),
+        (("--model", "cifar10", "--checkpoint", "no/such"), "--checkpoint: no/such: there is no such file or folder"),
+        (("--gate", "no/such.json"), "--gate: no/such.json: No such file or directory"),
         (("--quick", "--full"), "--quick, --full: got both, expected one"),
         (("--tolerance", "much"), "tolerance"),
         (("--model", "no/such/folder"), "no/such/folder"),

@@ -200,6 +200,10 @@ PLAIN: Mapping[str, tuple[str, str, Columns]] = {
     "sizes": ("Artefacts", "", SIZES),
     "overhead": ("The sampler's own cost", "On a network that costs nothing.", OVERHEAD),
     "export": ("Export", "", EXPORT),
-    "crosschecks": ("Cross-checks", "The same files, timed by tools that are not ours.", CROSSCHECKS),
+    "crosschecks": (
+        "Cross-checks",
+        "The same files, timed by tools that are not ours; more than a factor of two apart fails the run.",
+        CROSSCHECKS,
+    ),
     "loadgen": ("Load generator", "Not an official MLPerf result.", LOADGEN),
 }

@@ -17,6 +17,7 @@ from ddpm_deploy.bench.report.views import (
     Against,
     Winner,
     by_batch,
+    deadline_twins,
     eligible,
     flags,
     groups_of,
@@ -128,10 +129,11 @@ def _picture(report: Report) -> list[Line]:
     best = max(found, key=_claim)
     row = best.row
     drawn = f"a sample by {row.solver} with {row.nfe} evaluations, batch {row.batch}, {row.contender}"
+    strongest = "" if best.strongest is None else f"; {comparison(best.strongest, strongest=True)}"
     if best.why_not:
-        said = f"{best.in_words} over {best.over}; fewer evaluations are not claimed: {best.why_not}"
+        said = f"{best.in_words} over {best.over}{strongest}; fewer evaluations are not claimed: {best.why_not}"
         return [(Strong("A picture: "), f"{drawn}: {said}.")]
-    factors = f"{best.in_words}, fewer evaluations × faster evaluations, over {best.over}"
+    factors = f"{best.in_words}, fewer evaluations × faster evaluations, over {best.over}{strongest}"
     return [(Strong("A picture: "), f"{drawn}: {factors}. Quality: {best.quality}.")]
 
 
@@ -174,7 +176,13 @@ def _noise(report: Report) -> list[Line]:
     covered = sum(twin.ratio.covers(1) for twin in found)
     head = f"two copies of one program differ by {words.deviation(worst.ratio)} at worst ({worst.row.group})"
     many = f"; {covered} of {len(found)} such intervals cover zero" if len(found) > 1 else ""
-    return [(Strong("Noise: "), f"{head}{many}. Smaller differences than that mean nothing.")]
+    apart = deadline_twins(report)
+    ticks = (
+        f"; at a fixed rate, where contenders take turns, their medians by {words.percent(100 * apart)}"
+        if apart
+        else ""
+    )
+    return [(Strong("Noise: "), f"{head}{many}{ticks}. Smaller differences than that mean nothing.")]
 
 
 def _noisy(report: Report) -> list[Line]:

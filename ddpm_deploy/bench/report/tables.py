@@ -72,7 +72,17 @@ def twins_table(report: Report) -> Table:
 
 def deadlines_table(rows: Sequence[Row]) -> Table:
     """What was late; a deadline that is missed is no latency."""
-    columns = ("asked of all", "contender", "period, ms>", "missed>", "of>", "median, ms>", "p99, ms>", "worst, ms>")
+    columns = (
+        "asked of all",
+        "contender",
+        "period, ms>",
+        "missed>",
+        "of>",
+        "median, ms>",
+        "p90, ms>",
+        "p99, ms>",
+        "worst, ms>",
+    )
     return without_empty(Table((*columns, "parity", "remark"), tuple(_deadline(row) for row in rows)))
 
 
@@ -142,5 +152,5 @@ def _context(report: Report, row: Row) -> tuple[Inline, ...]:
 def _deadline(row: Row) -> tuple[Inline, ...]:
     figures, extra = row.summary, row.extra
     late = [words.maybe(extra.get("period_ms")), *(str(extra.get(key, words.NONE)) for key in ("missed", "of"))]
-    times = [words.milliseconds(part) for part in (figures.median.value, figures.p99, figures.worst)]
+    times = [words.milliseconds(part) for part in (figures.median.value, figures.p90, figures.p99, figures.worst)]
     return row.group, row.contender, *late, *times, words.parity(row.parity), flags(row)

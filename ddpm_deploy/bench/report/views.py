@@ -107,6 +107,13 @@ def twins(report: Report) -> list[Twin]:
     return found
 
 
+def deadline_twins(report: Report) -> float:
+    """How far the medians of a row at a fixed rate and of its copy are apart at most, as a part of the smaller one."""
+    pairs = [(median_s(row), _original(row, report.group(row.group))) for row in report.rows if row.kind == TWIN]
+    found = [(copy, median_s(row)) for copy, row in pairs if row is not None and row.suite == DEADLINE]
+    return max((max(pair) / min(pair) - 1 for pair in found), default=0.0)
+
+
 def main_suite(report: Report) -> str | None:
     """The suite that the summary speaks of: single evaluations, or else the first that has a winner."""
     suites = dict.fromkeys(row.suite for row in eligible(report.rows))
