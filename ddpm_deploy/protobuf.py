@@ -37,6 +37,17 @@ def header(number: int, size_bytes: int) -> bytes:
     return _encoded(number << 3 | LENGTH) + _encoded(size_bytes)
 
 
+def text(number: int, value: str) -> bytes:
+    """A field of text."""
+    encoded = value.encode()
+    return header(number, len(encoded)) + encoded
+
+
+def varint_field(number: int, value: int) -> bytes:
+    """A field of a whole number that is not negative."""
+    return _encoded(number << 3 | VARINT) + _encoded(value)
+
+
 def varints(packed: memoryview) -> Iterator[int]:
     """The numbers of a packed list."""
     position = 0

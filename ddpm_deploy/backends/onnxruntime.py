@@ -8,7 +8,9 @@ import contextlib
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,8 @@ from ddpm_deploy.backends.base import (
 )
 from ddpm_deploy.backends.cuda import LOOP_OPTIONS, Device, Evaluator, open_loop
 from ddpm_deploy.backends.external import Weights, check_own_tensors, open_graph, refuse_external_data
-from ddpm_deploy.bundle import Bundle, TensorSpec
+from ddpm_deploy.backends.mapped import spilled
+from ddpm_deploy.bundle import Bundle, ModelFile, TensorSpec
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 
 # From 1.32 on it sends usage data unless it is told not to, and its uploader thread hangs forked children at exit.
@@ -82,6 +85,21 @@ class OnnxRuntimeBackend(GuardedBackend):
 
         weights: the large tensors of a model that would be over 2 GiB with them.
         """
+        check_tensors(model, weights)
+        return cls._open(model, inputs, outputs, precision, device, threads, weights)
+
+    @classmethod
+    def _open(
+        cls,
+        model: bytes | Path,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        precision: str,
+        device: str,
+        threads: int | None,
+        weights: Weights | None = None,
+    ) -> OnnxRuntimeBackend:
+        """A path is of a graph whose tensors were checked."""
         provider, options = provider_for(device, precision)
         threads = threads or usable_cpus()
         session, placement = open_session(model, weights, provider, options, threads)
@@ -129,19 +147,25 @@ def load(
     if options and not resident:
         raise ValueError(f"options: {', '.join(sorted(options))}: for CUDA devices only, got device {device!r}")
     file = bundle.file(role, FILES.get(precision, precision), TARGETS.get(_provider(device)))
-    graph = open_graph(OnnxRuntimeBackend.name, bundle, file)
-    backend = OnnxRuntimeBackend.from_bytes(
-        graph.model,
-        file.inputs,
-        file.outputs,
-        precision=precision,
-        device=device,
-        threads=threads,
-        weights=graph.weights,
-    )
+    with _ready(bundle, file) as (model, weights):
+        backend = OnnxRuntimeBackend._open(model, file.inputs, file.outputs, precision, device, threads, weights)
     if resident and role == "denoiser":
         _make_resident(backend, bundle, options)
     return backend
+
+
+@contextmanager
+def _ready(bundle: Bundle, file: ModelFile) -> Iterator[tuple[bytes | Path, Weights | None]]:
+    """The verified graph, as a session needs it."""
+    graph = open_graph(OnnxRuntimeBackend.name, bundle, file)
+    check_tensors(graph.model, graph.weights)
+    if graph.weights is not None:
+        yield graph.model, graph.weights
+        return
+    holder = [graph.model]
+    del graph
+    with spilled(holder.pop()) as model:
+        yield model, None
 
 
 def _make_resident(backend: OnnxRuntimeBackend, bundle: Bundle, options: Mapping[str, Any]) -> None:
@@ -164,11 +188,11 @@ def step_evaluator(bundle: Bundle, precision: str, place: str, threads: int, dev
 
     provider, options = provider_for(place, precision)
     file = bundle.file("step", FILES.get(precision, precision), TARGETS.get(provider))
-    graph = open_graph(OnnxRuntimeBackend.name, bundle, file)
     captures = provider == CUDA
     if captures:
         options |= {"user_compute_stream": str(device.stream), "enable_cuda_graph": "1"}
-    session, _ = open_session(graph.model, graph.weights, provider, options, threads)
+    with _ready(bundle, file) as (model, weights):
+        session, _ = open_session(model, weights, provider, options, threads)
     check_session(session, file.inputs, file.outputs)
     return OnnxRuntimeEvaluator(session, file.inputs, captures=captures)
 
@@ -205,17 +229,21 @@ def check_placement(provider: str, placement: Mapping[str, Mapping[str, int]]) -
 
 
 def open_session(
-    model: bytes, weights: Weights | None, provider: str, options: Mapping[str, str], threads: int
+    model: bytes | Path, weights: Weights | None, provider: str, options: Mapping[str, str], threads: int
 ) -> tuple[Any, dict[str, Counter[str]]]:
     """(a session that computes on this provider alone, the operators that it placed on each)."""
-    if weights is None:
-        refuse_external_data(OnnxRuntimeBackend.name, model)
-    else:
-        check_own_tensors(OnnxRuntimeBackend.name, model, weights)
     session = _session(model, weights, provider, options, threads)
     placement = _placement(session)
     check_placement(provider, placement)
     return session, placement
+
+
+def check_tensors(model: bytes, weights: Weights | None) -> None:
+    """Raise BackendError where a tensor keeps its values elsewhere than in these bytes."""
+    if weights is None:
+        refuse_external_data(OnnxRuntimeBackend.name, model)
+    else:
+        check_own_tensors(OnnxRuntimeBackend.name, model, weights)
 
 
 def check_session(session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[Any]:
@@ -226,7 +254,9 @@ def check_session(session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[
     return defaulted
 
 
-def _session(model: bytes, weights: Weights | None, provider: str, options: Mapping[str, str], threads: int) -> Any:
+def _session(
+    model: bytes | Path, weights: Weights | None, provider: str, options: Mapping[str, str], threads: int
+) -> Any:
     if provider == CUDA:
         _preload_cuda()
     settings, providers = _session_options(threads), [(provider, dict(options))]

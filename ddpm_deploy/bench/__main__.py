@@ -60,7 +60,7 @@ def _check_anchor(anchor: str | None, *reports: Report) -> None:
     common = set.intersection(*({row.contender for row in one.rows if row.kind == PEER} for one in reports))
     if anchor is not None and anchor not in common:
         raise ValueError(
-            f"--anchor: got {anchor!r}, expected a peer of both runs: {', '.join(sorted(common)) or 'none'}"
+            f"--anchor: got {anchor!r}, expected a peer of both runs: {'; '.join(sorted(common)) or 'none'}"
         )
 
 

@@ -195,7 +195,7 @@ def _judge(pairs: Sequence[Pair], unrest: float, tolerance: float) -> dict[str, 
         sampled = pooled([pair.change for pair in few])
         ratio = LogRatio(sampled.value, sampled.variance + 2 * unrest).interval(width)
         anchors = dict.fromkeys(anchor for pair in few for anchor in pair.anchors)
-        judged[name] = Change(name, verdict_of(ratio, tolerance), ", ".join(anchors), ratio)
+        judged[name] = Change(name, verdict_of(ratio, tolerance), "; ".join(anchors), ratio)
     return judged
 
 

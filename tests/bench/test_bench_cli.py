@@ -52,7 +52,7 @@ def test_anchor_is_the_peer_that_is_named(runs: dict[str, str], capsys: pytest.C
     assert main(["compare", runs["old"], runs["same"], "--anchor", "diffusers eager fp32"]) == 0
     assert "torch.compile" not in capsys.readouterr().out
     assert main(["compare", runs["old"], runs["same"], "--anchor", "nobody"]) == 2
-    assert "--anchor: got 'nobody', expected a peer of both runs: diffusers eager fp32, " in capsys.readouterr().err
+    assert "--anchor: got 'nobody', expected a peer of both runs: " in capsys.readouterr().err
 
 
 def test_json_holds_every_change(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_nothing_to_compare_is_bad_input(
     report = small_report(2)
     alone = replace(report, rows=tuple(row for row in report.rows if row.kind != PEER))
     assert main(["compare", runs["old"], saved(tmp_path / "alone", alone)]) == 2
-    assert "--anchor: got 'nobody', expected a peer of both runs: diffusers eager fp32, " in capsys.readouterr().err
+    assert "no row can be compared" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["render", "--help"]])

@@ -204,7 +204,7 @@ def test_several_peers_are_one_anchor_by_their_geometric_mean() -> None:
     )
     slower = [_times(row, 2.0) if row.contender == ANCHOR else row for row in new.rows]
     (change,) = compare(old, replace(new, rows=tuple(slower)))
-    assert change.anchor == f"diffusers eager fp32, {ANCHOR}"
+    assert change.anchor == f"diffusers eager fp32; {ANCHOR}"
     assert change.ratio.value == pytest.approx(1 / np.sqrt(2))
 
 

@@ -56,7 +56,7 @@ def _what(change: Change) -> str:
 
 def _peers(anchor: str) -> str:
     """A single peer by its name, several by their number."""
-    names = anchor.split(", ")
+    names = anchor.split("; ")
     return anchor if len(names) == 1 else f"the mean of {len(names)} peers"
 
 
