@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ddpm_deploy.cli import require_writable, run_command
 from ddpm_deploy.errors import DdpmDeployError, ParityError
 from ddpm_deploy.export import recipe as recipes
+from ddpm_deploy.export.deploy import Places
 from ddpm_deploy.export.flags import build_parser, recipe_values
-from ddpm_deploy.export.targets import TRITON
+from ddpm_deploy.export.only_page import is_bundle, write_only_page
+from ddpm_deploy.export.onnxruntime_web import runtime_files
+from ddpm_deploy.export.targets import TRITON, WEB
 from ddpm_deploy.parity.report import pyplot
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ SHOWN_LAYERS = 8  # --json has all
 def run(**given: Any) -> int:
     """Export and print what was written; 1 when parity is over budget."""
     values = recipe_values(given)
+    if is_bundle(values.get("path")):
+        return write_only_page(given)
     recipe = recipes.make_recipe(values, str(given.get("recipe", "flags")))
     if given.get("print_recipe"):
         print(recipes.to_toml(recipes.effective(values)), end="")
@@ -40,10 +45,10 @@ def run(**given: Any) -> int:
             raise ValueError(f"--plot: got {given['plot']}, expected a name that ends in .png")
         require_writable(given["plot"])
         pyplot()
-    if "triton_out" in given and TRITON not in recipe.export.targets:
-        raise ValueError("--triton-out: of no use without --target triton")
-    whole = given["out"].resolve()  # while it is there: the working directory may be the bundle that is replaced
-    triton_out = given.get("triton_out", whole.with_name(f"{whole.name}.triton"))
+    for name, target in (("triton_out", TRITON), ("web_out", WEB), ("onnxruntime_web", WEB)):
+        if name in given and target not in recipe.export.targets:
+            raise ValueError(f"--{name.replace('_', '-')}: of no use without --target {target}")
+    places = _places(given, recipe.export.targets)
     from ddpm_deploy.export.api import export_recipe  # torch takes seconds to import: not for --help
     from ddpm_deploy.export.deploy import deploy
 
@@ -55,7 +60,7 @@ def run(**given: Any) -> int:
     if "plot" in given:
         _plot(exported, given["plot"])
     try:
-        notes = list(deploy(exported.bundle, recipe.export, triton_out))
+        notes = list(deploy(exported.bundle, recipe.export, places))
     except DdpmDeployError as error:
         written = f"the bundle {given['out']} was written ({exported.bundle.digest})"
         raise type(error)(f"{error}; {written}, what follows it was not") from error
@@ -66,6 +71,16 @@ def run(**given: Any) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     return run_command(build_parser(), run, argv)
+
+
+def _places(given: dict[str, Any], targets: Sequence[str]) -> Places:
+    """Where to write; what a page needs is fetched first, so that long work is not in vain."""
+    beside = Places.beside(given["out"].resolve())  # while it is there: the working directory may be what is replaced
+    return Places(
+        given.get("triton_out", beside.triton),
+        given.get("web_out", beside.web),
+        runtime_files(given.get("onnxruntime_web")) if WEB in targets else None,
+    )
 
 
 def _plot(exported: Exported, path: Path) -> None:

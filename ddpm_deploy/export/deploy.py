@@ -1,28 +1,57 @@
-"""What follows a bundle where a target asks for it: TensorRT engines of its graphs, a Triton model repository."""
+"""What follows a bundle where a target asks for it: TensorRT engines, a Triton model repository, a page."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm_deploy.bundle import Bundle, ModelFile
 from ddpm_deploy.bundle.manifest import PORTABLE
 from ddpm_deploy.errors import BackendUnavailable
 from ddpm_deploy.export.options import Options
-from ddpm_deploy.export.targets import ENGINE_TARGETS, TRITON
+from ddpm_deploy.export.targets import ENGINE_TARGETS, TRITON, WEB
 
 SERVED = (PORTABLE, "onnxruntime-cpu")
+VIEW = "python -m http.server --bind 127.0.0.1 --directory"
 MAX_NAME = 100  # so that the folder's name, with role and precision, is one that Triton's writer takes
 
 
-def deploy(bundle: Bundle, options: Options, triton_out: Path) -> Iterator[str]:
+@dataclass(frozen=True)
+class Places:
+    """Where things go. web_runtime: see `web.write_page`."""
+
+    triton: Path
+    web: Path
+    web_runtime: Mapping[str, bytes] | None = None
+
+    @classmethod
+    def beside(cls, bundle: Path) -> Places:
+        """BUNDLE.triton and BUNDLE.web."""
+        triton, web = (bundle.with_name(f"{bundle.name}.{target}") for target in (TRITON, WEB))
+        return cls(triton, web)
+
+
+def deploy(bundle: Bundle, options: Options, places: Places) -> Iterator[str]:
     """Build and write what the targets ask for; yields a line about each thing, also about what cannot be had here."""
     for runtime in ENGINE_TARGETS:
         if runtime in options.targets:
             yield from _engines(bundle, options, runtime)
     if TRITON in options.targets:
-        yield from _repository(bundle, triton_out)
+        yield from _repository(bundle, places.triton)
+    if WEB in options.targets:
+        yield from page(bundle, places.web, places.web_runtime)
+
+
+def page(
+    bundle: Bundle, out: Path, runtime: Mapping[str, bytes] | None = None, precision: str = "fp32"
+) -> Iterator[str]:
+    """Write the page of a bundle; yields where it is, and how to look at it."""
+    from ddpm_deploy.export.web import write_page
+
+    yield f"page: {write_page(bundle, out, precision=precision, runtime=runtime)}"
+    yield f"look at it: {VIEW} {out}"
 
 
 def _engines(bundle: Bundle, options: Options, runtime: str) -> Iterator[str]:

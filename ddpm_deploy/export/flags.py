@@ -109,13 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("source", metavar="SOURCE", nargs="?", default=argparse.SUPPRESS,
         help="a run of ddpm_deploy.train, a diffusers folder, package.module:factory, an .onnx file or a "
-        "denoising-diffusion-pytorch checkpoint; the recipe's path if not given")  # fmt: skip
+        "denoising-diffusion-pytorch checkpoint, or a bundle for its page; the recipe's path if not given")  # fmt: skip
     add(
         "--out",
         metavar="BUNDLE",
         type=some_path,
         default=argparse.SUPPRESS,
-        help="folder to write; a bundle is replaced",
+        help="folder to write; a bundle is replaced. The page, where SOURCE is a bundle",
     )
     add("--recipe", metavar="FILE", type=some_path, default=argparse.SUPPRESS,
         help="TOML with any of what the flags say")  # fmt: skip
@@ -132,6 +132,11 @@ def build_parser() -> argparse.ArgumentParser:
                        help="draw the error of every denoiser over t (needs matplotlib)")  # fmt: skip
     group.add_argument("--triton-out", metavar="DIR", type=some_path, default=argparse.SUPPRESS,
                        help="model repository of target triton; BUNDLE.triton if not given")  # fmt: skip
+    group.add_argument("--web-out", metavar="DIR", type=some_path, default=argparse.SUPPRESS,
+                       help="page of target web; BUNDLE.web if not given")  # fmt: skip
+    group.add_argument("--onnxruntime-web", metavar="PATH", type=some_path, default=argparse.SUPPRESS,
+                       help="copy of onnxruntime-web for target web: as npm unpacks it, or its .tgz; npm fetches it "
+                       "if not given")  # fmt: skip
     group.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="show no progress bar")
     group.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print the result as JSON")
     return parser

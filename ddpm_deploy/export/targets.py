@@ -50,9 +50,10 @@ TARGETS = {
 }
 
 GPU_TARGETS = ("onnxruntime-cuda", "tensorrt")
-TRITON = "triton"
+TRITON, WEB = "triton", "web"
 ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")
-SAME_GRAPHS = {"tensorrt-rtx": "tensorrt", TRITON: "onnxruntime-cpu"}  # what these read is made for those
+# What these read is made for those.
+SAME_GRAPHS = {"tensorrt-rtx": "tensorrt", TRITON: "onnxruntime-cpu", WEB: "onnxruntime-cpu"}
 CHOICES = (*TARGETS, *SAME_GRAPHS)
 
 WHY_NOT = {

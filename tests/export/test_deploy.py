@@ -11,7 +11,7 @@ from ddpm_deploy.backends.tensorrt import Adapter, open_adapter
 from ddpm_deploy.bundle import Bundle, read_bundle
 from ddpm_deploy.errors import BackendUnavailable
 from ddpm_deploy.export import Options
-from ddpm_deploy.export.deploy import deploy
+from ddpm_deploy.export.deploy import Places, deploy
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def named(bundle: Bundle, name: str) -> Bundle:
 def test_any_name_of_a_model_gives_a_name_that_triton_takes(
     bundle: Bundle, tmp_path: Path, name: str, folder: str
 ) -> None:
-    line, *_ = deploy(named(bundle, name), Options(targets=("triton",)), tmp_path / "models")
-    model = tmp_path / "models" / f"{folder}_denoiser_fp32"
+    line, *_ = deploy(named(bundle, name), Options(targets=("triton",)), Places.beside(tmp_path / "bundle"))
+    model = tmp_path / "bundle.triton" / f"{folder}_denoiser_fp32"
     assert line == f"Triton model: {model}"
     assert (model / "1" / "model.onnx").read_bytes() == (bundle.root / "denoiser.fp32.onnx").read_bytes()
 
@@ -40,7 +40,7 @@ def test_tensorrt_that_finds_no_gpu_is_a_note_and_no_error(
 ) -> None:
     monkeypatch.setattr("ddpm_deploy.build.open_adapter", lambda name: Adapter(name, "11.0", None))
     monkeypatch.setattr("ddpm_deploy.build.find_gpu", lambda: None)
-    why, how = deploy(bundle, Options(targets=("tensorrt",)), tmp_path)
+    why, how = deploy(bundle, Options(targets=("tensorrt",)), Places.beside(tmp_path))
     assert why.startswith("no engines were built: tensorrt 11.0: needs an NVIDIA GPU")
     assert "--target tensorrt-rtx" in why
     assert how == "on the target machine: python -m ddpm_deploy.build BUNDLE --target tensorrt"
@@ -53,7 +53,7 @@ def test_engines_are_built_into_the_cache_once(bundle: Bundle, tmp_path: Path, m
         pytest.skip(str(error))
     monkeypatch.setenv("DDPM_DEPLOY_CACHE", str(tmp_path))
     options = Options(targets=("tensorrt-rtx",), batches=(1, 2))
-    lines = [next(deploy(bundle, options, tmp_path / "unused")) for _ in range(2)]
+    lines = [next(deploy(bundle, options, Places.beside(tmp_path))) for _ in range(2)]
     assert [line.split(": ")[1].split(",")[0] for line in lines] == ["built", "hit"]
     assert lines[0].startswith("tensorrt-rtx engine denoiser fp32: ")
     assert Path(lines[0].rpartition(", ")[2]).is_relative_to(tmp_path)
