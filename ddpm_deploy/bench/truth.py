@@ -67,12 +67,12 @@ class Truth:
         if batch > len(self.steps[0].state[0]):
             raise ValueError(f"batch: got {batch}, but the reference was recorded for {len(self.steps[0].state[0])}")
         errors = [step.errors(candidate, batch, peak) for step in self.steps]
-        relative, rms, largest = np.array(errors).T
+        relative, clean, rms, largest = np.array(errors).T
         t = np.array([step.t for step in self.steps])
         final = self.steps[-1].following[:batch]
         samples = self._own_samples(candidate, batch)
         figures = (max_abs(samples, final), psnr_db(samples, final, peak)) if samples is not None else (np.inf, -np.inf)
-        measured = NextState(t, relative, rms, largest, np.full(len(t), batch), *figures, solver_rows=len(t))
+        measured = NextState(t, relative, rms, largest, np.full(len(t), batch), *figures, len(t), clean)
         budget = self.budget(precision)
         _demand(measured.failures(budget))
         return Parity(measured.as_parity(), in_words(precision, budget), self.weights)

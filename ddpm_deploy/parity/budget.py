@@ -1,7 +1,8 @@
 """How much a precision may differ from float32, and why.
 
 fp32: two correct float32 programs differ only by the order of their sums, about 1e-6 a step; 1e-5 leaves room for
-deep networks, and 1e-4 after a whole chain is a hundredth of one grey level of 255.
+deep networks, and 1e-4 after a whole chain is a hundredth of one grey level of 255. A step's error is relative to the
+raw output, or to the clean image that it means where that is less (`measure.clean_error` says why).
 
 The others are judged in picture units: by the final samples, and by the next state of each step, over the width of
 the picture's range (`next_state`). A relative error of the predicted noise would be misleading, because near t = 0

@@ -13,7 +13,7 @@ from ddpm_deploy.errors import NonFiniteError
 from ddpm_deploy.plan import Denoise, Plan
 
 Array = NDArray[Any]
-LOST = (np.nan, np.nan, np.nan)
+LOST = (np.nan, np.nan, np.nan, np.nan)
 
 
 def _no_points() -> Array:
@@ -30,7 +30,8 @@ class Comparison:
     drift_max_abs: (N,) distance of the candidate's own trajectory (free-running). final_max_abs: of the samples.
     final_psnr_db: of the samples, the peak being `peak`; infinite where they are equal. From the row on where the
     candidate's output is not finite, its figures are NaN. points_relative_l2: (R,) as prediction_relative_l2, at single
-    evaluations beside the plan; points_t: (R,) where.
+    evaluations beside the plan; points_t: (R,) where. clean_relative_l2, points_clean_relative_l2: the same errors of
+    the clean image, see `clean_error`; without them the raw output alone is judged.
     """
 
     name: str
@@ -42,11 +43,14 @@ class Comparison:
     final_psnr_db: float
     points_t: Array = field(default_factory=_no_points)
     points_relative_l2: Array = field(default_factory=_no_points)
+    clean_relative_l2: Array = field(default_factory=_no_points)
+    points_clean_relative_l2: Array = field(default_factory=_no_points)
 
     @property
     def worst_step(self) -> tuple[float, float]:
-        """The largest error of one evaluation, in the plan or at the points, and the t where it is."""
-        errors = np.concatenate([self.prediction_relative_l2, self.points_relative_l2])
+        """The largest error of one evaluation as it is judged, in the plan or at the points, and the t where it is."""
+        along = judged(self.prediction_relative_l2, self.clean_relative_l2)
+        errors = np.concatenate([along, judged(self.points_relative_l2, self.points_clean_relative_l2)])
         return float(errors.max()), float(np.concatenate([self.t, self.points_t])[errors.argmax()])
 
     def first_drift_over(self, budget: float) -> int | None:
@@ -64,6 +68,7 @@ class Comparison:
             "drift_max_abs": _plain(self.drift_max_abs),
             "final_max_abs": _plain(self.final_max_abs),
             "final_psnr_db": _plain(self.final_psnr_db),
+            "clean_relative_l2": _plain(self.clean_relative_l2),
             "points_t": self.points_t.tolist(),
             "points_relative_l2": _plain(self.points_relative_l2),
         }
@@ -112,6 +117,26 @@ def relative_l2_each(value: Array, truth: Array) -> Array:
     return error
 
 
+def clean_error(predict: Array | tuple[Array, Array], x: Array, value: Array, truth: Array) -> Array:
+    """Relative L2 of the clean image `p_x x + p_m m` that an output means, for every sample: (B,).
+
+    The cleaner x is, the finer are the differences that a network tells noise by: at noise sigma its output magnifies
+    the rounding of x by up to 1 / sigma, in whatever order it sums. In the clean image that is gone. A learned variance
+    is no part of that image; its error counts against the whole output. predict: (p_x, p_m), numbers or (B,) each.
+    """
+    channels, lift = x.shape[1], (slice(None), *[None] * (x.ndim - 1))
+    p_x, p_m = (np.asarray(p, np.float64).reshape(-1)[lift] for p in predict)
+    images = [p_x * x + p_m * output[:, :channels] for output in (value, truth)]
+    rest = np.linalg.norm(_flat(value[:, channels:]) - _flat(truth[:, channels:]), axis=1)
+    whole = np.maximum(np.linalg.norm(_flat(truth), axis=1), np.finfo(np.float32).tiny)
+    return np.asarray(np.maximum(relative_l2_each(*images), rest / whole))
+
+
+def judged(raw: Array, clean: Array) -> Array:
+    """What a budget is held against: the error of the raw output, or of the clean image where that is less."""
+    return np.minimum(raw, clean) if clean.size else raw
+
+
 def max_abs(value: Array, truth: Array) -> float:
     """The largest absolute difference."""
     return float(np.max(np.abs(value.astype(np.float64) - truth)))
@@ -134,7 +159,7 @@ class _Run:
 
     def __init__(self, name: str, denoise: Denoise, state: list[Array]) -> None:
         self.name, self.denoise, self.state = name, denoise, state
-        self.errors: list[tuple[float, float, float]] = []
+        self.errors: list[tuple[float, float, float, float]] = []
         self.lost = False
 
     def advance(
@@ -151,14 +176,15 @@ class _Run:
             self.lost = True
             self.errors.append(LOST)
             return
-        self.errors.append(
-            (relative_l2(forced, m), max_abs(next_forced[0], following[0]), max_abs(self.state[0], following[0]))
-        )
+        clean = float(clean_error(plan.predict[i], truth[0], forced, m).max())
+        moved, drift = max_abs(next_forced[0], following[0]), max_abs(self.state[0], following[0])
+        self.errors.append((relative_l2(forced, m), clean, moved, drift))
 
     def result(self, t: Array, samples: Array, peak: float) -> Comparison:
-        step, state, drift = np.array(self.errors).T
+        step, clean, state, drift = np.array(self.errors).T
         final = np.full_like(samples, np.nan) if self.lost else self.state[0]
-        return Comparison(self.name, t, step, state, drift, max_abs(final, samples), psnr_db(final, samples, peak))
+        ends = max_abs(final, samples), psnr_db(final, samples, peak)
+        return Comparison(self.name, t, step, state, drift, *ends, clean_relative_l2=clean)
 
 
 def _plain(figures: Array | float) -> Any:

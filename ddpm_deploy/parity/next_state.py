@@ -8,7 +8,7 @@ relative error of the raw output would mislead: near t = 0 that output is small 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ddpm_deploy.errors import NonFiniteError
 from ddpm_deploy.job import example_conditions, kept_channels, plan_settings
 from ddpm_deploy.noise import initial_noise, noise_source
 from ddpm_deploy.parity.budget import Budget
-from ddpm_deploy.parity.measure import max_abs, psnr_db, relative_l2
+from ddpm_deploy.parity.measure import clean_error, judged, max_abs, psnr_db, relative_l2
 from ddpm_deploy.parity.report import pyplot
 from ddpm_deploy.plan import Plan
 from ddpm_deploy.solvers import make_plan
@@ -52,18 +52,20 @@ class Step:
         """Where the network is evaluated."""
         return float(self.plan.t[self.row])
 
-    def errors(self, candidate: Evaluate, batch: int, peak: float) -> tuple[float, float, float]:
-        """Relative L2 of the output, RMS and maximum of the next state over `peak`; of the worst of `batch` samples.
+    def errors(self, candidate: Evaluate, batch: int, peak: float) -> tuple[float, float, float, float]:
+        """Relative L2 of the output and of the clean image, RMS and maximum of the next state over `peak`.
 
-        All three are infinite where the output is not finite.
+        Each is of the worst of `batch` samples, and infinite where the output is not finite.
         """
         got = candidate({name: array[:batch] for name, array in self.feeds.items()})
         if not np.isfinite(got).all():
-            return (np.inf, np.inf, np.inf)
+            return (np.inf, np.inf, np.inf, np.inf)
         following = self._next(got, batch)
         difference = (following.astype(np.float64) - self.following[:batch]).reshape(batch, -1) / peak
         rms = np.sqrt(np.mean(difference**2, axis=1)).max()
-        return relative_l2(got, self.prediction[:batch]), float(rms), float(np.abs(difference).max())
+        truth = self.prediction[:batch]
+        clean = clean_error(self.plan.predict[self.row], self.state[0][:batch], got, truth)
+        return relative_l2(got, truth), float(clean.max()), float(rms), float(np.abs(difference).max())
 
     def _next(self, prediction: Array, batch: int) -> Array:
         kept = prediction[:, : self._channels]
@@ -84,7 +86,7 @@ class NextState:
     t: (N,) of all rows, first the default solver's `solver_rows`, then those of the DDPM chain.
     relative_l2: (N,) of the raw output. rms, max_abs: (N,) of the next state, over the range. batch: (N,) the batch
     size of the largest rms. final_max_abs (in network range), final_psnr_db: of the samples of the default solver, run
-    freely.
+    freely. clean_relative_l2: (N,) of the clean image, see `clean_error`; none is to judge the raw output alone.
     """
 
     t: Array
@@ -95,11 +97,17 @@ class NextState:
     final_max_abs: float
     final_psnr_db: float
     solver_rows: int = 0
+    clean_relative_l2: Array = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def judged_l2(self) -> Array:
+        """(N,) what the budget of an evaluation is held against."""
+        return judged(self.relative_l2, self.clean_relative_l2)
 
     def failures(self, budget: Budget) -> list[str]:
         """What is over budget, in words; empty when all is well."""
         bounds = (
-            ("relative error of one evaluation", self.relative_l2, budget.prediction_relative_l2),
+            ("relative error of one evaluation", self.judged_l2, budget.prediction_relative_l2),
             ("RMS error of the next state", self.rms, budget.next_state_rms),
             ("largest error of the next state", self.max_abs, budget.next_state_max),
         )
@@ -119,7 +127,7 @@ class NextState:
         Gives one number to those who search for a graph within budget.
         """
         pairs = (
-            (self.relative_l2.max(), budget.prediction_relative_l2),
+            (self.judged_l2.max(), budget.prediction_relative_l2),
             (self.rms.max(), budget.next_state_rms),
             (self.max_abs.max(), budget.next_state_max),
             (self.final_max_abs, budget.final_max_abs),
@@ -178,10 +186,10 @@ def measure_file(
             if plan is default:
                 final = step.following
             advance()
-    t, relative, rms, largest, batch = np.array(rows).T
+    t, relative, clean, rms, largest, batch = np.array(rows).T
     samples = _samples(candidate, manifest, default, final, conditions, seed)
     figures = (max_abs(samples, final), psnr_db(samples, final, peak)) if samples is not None else (np.inf, -np.inf)
-    return NextState(t, relative, rms, largest, batch.astype(int), *figures, solver_rows=len(default))
+    return NextState(t, relative, rms, largest, batch.astype(int), *figures, len(default), clean)
 
 
 def teacher_forced(
@@ -227,7 +235,7 @@ def picture_range(manifest: Manifest) -> float:
 
 def mean_error(steps: Sequence[Step], candidate: Evaluate, peak: float) -> float:
     """The RMS error of the next state, averaged over steps: a cheap figure to rank candidates by."""
-    return float(np.mean([step.errors(candidate, len(step.following), peak)[1] for step in steps]))
+    return float(np.mean([step.errors(candidate, len(step.following), peak)[2] for step in steps]))
 
 
 def plot(measured: Mapping[str, NextState], budgets: Mapping[str, Budget], path: Path, title: str) -> None:
@@ -265,10 +273,10 @@ def plot(measured: Mapping[str, NextState], budgets: Mapping[str, Budget], path:
     plots.close(figure)
 
 
-def _worst(step: Step, candidate: Evaluate, batches: Sequence[int], peak: float) -> tuple[float, float, float, int]:
+def _worst(step: Step, candidate: Evaluate, batches: Sequence[int], peak: float) -> tuple[float, ...]:
     errors = {batch: step.errors(candidate, batch, peak) for batch in batches}
-    relative, rms, largest = (max(column) for column in zip(*errors.values(), strict=True))
-    return relative, rms, largest, max(errors, key=lambda batch: errors[batch][1])
+    worst = (max(column) for column in zip(*errors.values(), strict=True))
+    return (*worst, max(errors, key=lambda batch: errors[batch][2]))
 
 
 def _samples(

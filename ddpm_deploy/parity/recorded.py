@@ -13,9 +13,10 @@ from ddpm_deploy.bundle import Bundle, Condition, Manifest
 from ddpm_deploy.errors import BundleError
 from ddpm_deploy.guidance import Guidance
 from ddpm_deploy.job import kept_channels
-from ddpm_deploy.parity.measure import Comparison, compare, relative_l2_each, replay
+from ddpm_deploy.parity.measure import Comparison, clean_error, compare, relative_l2_each, replay
 from ddpm_deploy.reference import REFERENCE_NAME, Reference, read_reference
 from ddpm_deploy.sampler import Sampler
+from ddpm_deploy.schedule import x0_coefficients
 
 Array = NDArray[Any]
 
@@ -42,10 +43,7 @@ def compare_recorded(
     manifest = next(iter(samplers.values())).manifest
     predictions = run.predictions[:, :, : kept_channels(manifest, run.plan)]
     results = compare(replay(predictions), denoisers, run.plan, run.x_T, run.noise, peak=peak, on_row=on_row)
-    return [
-        replace(result, points_t=reference.t, points_relative_l2=_points(reference, samplers[result.name]))
-        for result in results
-    ]
+    return [_with_points(result, reference, samplers[result.name]) for result in results]
 
 
 def about_recorded(reference: Reference) -> dict[str, Any]:
@@ -54,10 +52,18 @@ def about_recorded(reference: Reference) -> dict[str, Any]:
     return {"solver": run.plan.solver, "nfe": run.plan.nfe, "samples": len(run.x_T), "points": len(reference.t)}
 
 
-def _points(reference: Reference, sampler: Sampler) -> Array:
+def _with_points(result: Comparison, reference: Reference, sampler: Sampler) -> Comparison:
+    """The same with the errors at the recorded points."""
     (output,) = (spec.name for spec in sampler.backend.outputs)
     got = sampler.backend.run({"x": reference.x, "t": reference.t, **reference.conditions})[output]
-    return relative_l2_each(got, reference.prediction)
+    manifest, truth = sampler.manifest, reference.prediction
+    predict = x0_coefficients(*manifest.schedule.at(reference.t), manifest.prediction)
+    return replace(
+        result,
+        points_t=reference.t,
+        points_relative_l2=relative_l2_each(got, truth),
+        points_clean_relative_l2=clean_error(predict, reference.x, got, truth),
+    )
 
 
 def _check_shapes(reference: Reference, manifest: Manifest) -> None:

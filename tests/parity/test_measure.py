@@ -8,6 +8,7 @@ import pytest
 from ddpm_deploy.errors import NonFiniteError
 from ddpm_deploy.noise import initial_noise, row_noise
 from ddpm_deploy.parity import Budget, Comparison, budget_for, compare, relative_l2, replay
+from ddpm_deploy.parity.measure import clean_error
 from ddpm_deploy.schedule import NoiseSchedule
 from ddpm_deploy.solvers import make_plan
 
@@ -119,6 +120,28 @@ def test_an_error_at_a_single_point_counts_as_a_step() -> None:
     result = replace(result, points_t=np.array([3.0, 8.0]), points_relative_l2=np.array([0.0, 0.5]))
     assert Budget(1e-5).failures(result) == ["relative error of one step 0.5 at t = 8 is over 1e-05"]
     assert result.to_dict()["points_relative_l2"] == [0.0, 0.5]
+
+
+def test_an_evaluation_is_judged_by_the_clean_image_where_the_output_magnifies_what_is_too_fine_for_float32() -> None:
+    """At noise sigma the output of a network that tells noise from picture changes by 1 / sigma of what x does."""
+    x = right = np.ones((2, 1, 4), np.float32)
+    value = right + np.array([1e-5, 2e-5], np.float32)[:, None, None]
+    assert clean_error((1.0, -0.01), x, value, right) == pytest.approx([1e-7 / 0.99, 2e-7 / 0.99], rel=1e-2)
+    assert clean_error((100.0, -99.0), x, value, right) == pytest.approx([99e-5, 198e-5], rel=1e-2)
+    rows = (np.array([100.0, 1.0]), np.array([-99.0, -0.01]))
+    assert clean_error(rows, x, value, right) == pytest.approx([99e-5, 2e-7 / 0.99], rel=1e-2)
+    result = only(make_plan("ddim", SCHEDULE, 8, "linspace"), lambda x, t: truth(x, t) + np.float32(1e-3))
+    raw, clean = result.prediction_relative_l2, result.clean_relative_l2
+    assert raw[0] < clean[0], "in noise alone the output says more than the image that is divided by alpha"
+    assert clean[-1] < 0.1 * raw[-1]
+    assert result.worst_step[0] == np.minimum(raw, clean).max() < raw.max()
+
+
+def test_a_learned_variance_is_judged_beside_the_image() -> None:
+    x, truth = np.ones((1, 1, 4), np.float32), np.ones((1, 2, 4), np.float32)
+    value = truth.copy()
+    value[:, 1] += 0.01
+    assert clean_error((1.0, -0.01), x, value, truth) == pytest.approx([0.01 / np.sqrt(2)], rel=1e-3)
 
 
 def test_an_unknown_precision_has_no_budget() -> None:
