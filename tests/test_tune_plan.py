@@ -99,12 +99,20 @@ def test_the_tuned_plan_is_nearer_to_the_fine_trajectories_of_other_noise_than_e
               ("leading", "trailing", "linspace", "quadratic", "logsnr", "karras")]  # fmt: skip
     assert ours < 0.8 * min(spaced)
     assert found.plan == make_plan(solver, manifest.schedule, timesteps=found.timesteps, prediction="eps", clip=(-1, 1))
-    assert found.errors["tuned"] <= found.errors["before refining"] < found.errors[found.best_spacing]
+    assert found.errors["tuned"] <= found.errors["path of least cost"] < found.errors[found.best_spacing]
 
 
 def test_heun_has_its_odd_number_of_evaluations(sampler):
     found = tune_plan(sampler, 3, "heun", samples=4)
     assert (found.plan.nfe, len(found.timesteps)) == (3, 2)
+
+
+def test_a_model_that_reads_text_is_tuned_on_prompts_and_under_guidance() -> None:
+    with Sampler.load("shapes", threads=1) as shapes:
+        with pytest.raises(ValueError, match="prompt: the model draws by text; give some prompts"):
+            tune_plan(shapes, 2, samples=2)
+        found = tune_plan(shapes, 2, samples=2, guidance=4.0, condition={"prompt": ["a red circle", "a blue square"]})
+        assert found.errors["tuned"] <= found.errors[found.best_spacing]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +189,10 @@ def test_the_command_writes_a_plan_that_sample_takes_and_the_bundles_default(bun
     ("words", "message"),
     [
         (["--plan"], "--nfe"),
+        (
+            ["--plan", "--nfe", "4", "--prompts", "/dev/null"],
+            "--prompts: /dev/null: holds no text, expected one a line",
+        ),
         (["--plan", "--nfe", "4", "--out", "plan.txt"], "--out: got plan.txt, expected a name ending in .json or .npz"),
     ],
 )

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("evaluate", "Measure how good a model is: bits/dim on real samples, distances of its own.")
     add = parser.add_argument
     add("bundle", help="bundle folder or lone .onnx file")
-    add("--data", required=True, metavar="SOURCE", help="digits, folder:PATH, cifar10:PATH or npz:FILE")
+    add("--data", required=True, metavar="SOURCE", help="digits, shapes, folder:PATH, cifar10:PATH or npz:FILE")
     add("--held-out", metavar="SOURCE", help="real samples never trained on; default: the source's own, or one in five")
     add("--most", type=int, default=MOST, help="real samples of each part")
     add(
@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--backend", choices=BACKENDS, default="onnxruntime", help="runtime")
     add("--precision", default="fp32", help="a precision that the backend or the bundle has")
     add("--beside", type=words, default=(), metavar="A,B:bf16", help="other runtimes, compared on the same noise")
+    add("--skip-unavailable", action="store_true", help="leave out those of --beside that this machine cannot run")
     add("--device", default="cpu", help="such as cpu or cuda:0")
     add("--threads", type=int, help="threads of one call; default: every CPU that the process may use")
     add("--bound", type=_bound, default=own.bound, metavar="N",
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--spacing", choices=SPACINGS, metavar="NAME", help=f"one of {', '.join(SPACINGS)}; default: the bundle's")
     add("--plan", type=some_path, metavar="FILE", help="plan (.json or .npz) instead of solver, steps and spacing")
     add("--guidance", type=float, default=own.guidance, help="weight of the condition in what is drawn")
+    add("--weights", type=_weights, default=(), metavar="W,W", help="weights of guidance to draw with as well")
     add("--guidance-interval", type=_interval, metavar="LOW,HIGH", help="timesteps at which the weight counts")
     add("--seed", type=int, default=own.seed, help="of all noise")
     add("--batch-size", type=int, default=own.batch_size, help="samples that share a call of the network")
@@ -84,6 +86,7 @@ def run(
     backend: str,
     precision: str,
     beside: Sequence[str],
+    skip_unavailable: bool,
     device: str,
     threads: int | None,
     bound: int | str | None,
@@ -95,6 +98,7 @@ def run(
     spacing: str | None,
     plan: Path | None,
     guidance: float,
+    weights: tuple[float, ...],
     guidance_interval: tuple[float, float] | None,
     seed: int,
     batch_size: int,
@@ -110,7 +114,7 @@ def run(
 ) -> None:
     """Measure, write and report; see `build_parser` for the arguments."""
     lists = _lists(study, solvers, spacings, nfes, write_default)
-    settings = Settings(bound, bound_samples, draws, num, seed, batch_size, guidance, guidance_interval)
+    settings = Settings(bound, bound_samples, draws, num, seed, batch_size, guidance, guidance_interval, weights)
     read = read_bundle(bundle, digest=digest)
     if out is not None:
         require_writable(out / JSON)
@@ -118,7 +122,8 @@ def run(
         check_target(read.root)
     real = open_data(data, read.manifest, held_out, most)
     with ExitStack() as stack:
-        samplers = open_samplers(stack, read, [(backend, precision), *_runtimes(beside)], device, threads)
+        runtimes = [(backend, precision), *_runtimes(beside)]
+        samplers = open_samplers(stack, read, runtimes, device, threads, _told_at_once if skip_unavailable else None)
         chosen = plan_from(plan, next(iter(samplers.values())), solver, steps, spacing)
         evaluator = Evaluator(read, real, open_features(real, features), chosen, settings)
         state = State.open(out, evaluator.key, restart)
@@ -138,6 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told(found: Evaluation, written: Sequence[str]) -> str:
     return "\n".join([*lines(found), *(f"written: {path}" for path in written)])
+
+
+def _told_at_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _lists(
@@ -181,6 +190,13 @@ def _interval(text: str) -> tuple[float, float]:
         return float(low), float(high)
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected LOW,HIGH in timesteps, such as 100,800") from None
+
+
+def _weights(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in words(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected weights of guidance, such as 1,2,4") from None
 
 
 def _counts(text: str) -> tuple[int, ...]:

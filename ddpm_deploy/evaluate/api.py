@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import numpy as np
 
 from ddpm_deploy import __version__
 from ddpm_deploy.bundle import Bundle, Manifest, sha256_of
+from ddpm_deploy.errors import BackendUnavailable
 from ddpm_deploy.evaluate import study as studies
 from ddpm_deploy.evaluate.bound import ReverseChain, Task
 from ddpm_deploy.evaluate.data import RealData, conditions_for
 from ddpm_deploy.evaluate.features import Features
-from ddpm_deploy.evaluate.figures import Judge
+from ddpm_deploy.evaluate.figures import Figures, Judge
 from ddpm_deploy.evaluate.measure import Request, draw, measure_bound
 from ddpm_deploy.evaluate.pages import pictures_of
 from ddpm_deploy.evaluate.record import Evaluation, Runtime, Study
@@ -39,7 +40,8 @@ class Settings:
     """What the figures depend on, beside the bundle, the data and the features.
 
     bound: rows of the chain, "full" for all T, or None for no bound. bound_samples, draws: real samples, and draws of
-    noise for each. samples: how many are drawn. guidance, interval: as in `Sampler.sample`.
+    noise for each. samples: how many are drawn. guidance, interval: as in `Sampler.sample`. weights: of guidance, at
+    which the first runtime draws as well.
     """
 
     bound: int | str | None = 64
@@ -50,6 +52,7 @@ class Settings:
     batch_size: int = 64
     guidance: float = 1.0
     interval: tuple[float, float] | None = None
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("bound_samples", "draws", "samples", "batch_size"):
@@ -72,9 +75,9 @@ class Settings:
 
     def request(self, data: RealData, manifest: Manifest) -> Request:
         """What is drawn: by the conditions of the known samples in turn."""
-        which = np.arange(self.samples) % len(data.known)
-        conditions = conditions_for(data.known.part(which), manifest)
-        return Request(self.samples, self.seed, self.batch_size, conditions, self.guidance, self.interval)
+        known = data.known.part(np.arange(self.samples) % len(data.known))
+        conditions, asked = conditions_for(known, manifest), known.asked(manifest)
+        return Request(self.samples, self.seed, self.batch_size, conditions, self.guidance, self.interval, asked)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ class Evaluator:
         """Evaluations of the network, without the study's."""
         rows = 0 if self.settings.bound is None else len(self.settings.chain(self.bundle.manifest))
         pairs = min(self.settings.bound_samples, len(self.data.held_out)) * self.settings.draws
-        return runtimes * (rows * pairs + self.settings.samples * self.plan.nfe)
+        draws = runtimes + len(self.settings.weights)
+        return runtimes * rows * pairs + draws * self.settings.samples * self.plan.nfe
 
     def run(
         self,
@@ -127,7 +131,6 @@ class Evaluator:
         """
         manifest = self.bundle.manifest
         judge, request = Judge(self.data, self.features), self.settings.request(self.data, manifest)
-        asked = request.conditions.get("labels") if self.data.known.labels is not None else None
         measured: list[Runtime] = []
         pictures: dict[str, bytes] = {}
         for name, sampler in samplers.items():
@@ -136,11 +139,25 @@ class Evaluator:
                 chain, task = self.settings.chain(manifest), self.settings.task(self.data, manifest)
                 bound = measure_bound(sampler, chain, task, f"bound {name}", state, tell)
             samples, _ = draw(sampler, self.plan, request, f"samples {name}", state, tell)
-            measured.append(Runtime(name, bound, judge.judge(samples, asked)))
+            measured.append(Runtime(name, bound, judge.judge(samples, request.asked)))
             pictures = pictures or dict(pictures_of(samples, self.data, manifest.clip))
         first = next(iter(samplers.values()))
+        guided = {weight: self._guided(first, judge, request, weight, state, tell) for weight in self.settings.weights}
         study = None if lists is None else self._study(first, judge, request, state, lists, tell)
-        return Evaluation(self.about(first), judge.baseline(request.n), tuple(measured), study, pictures)
+        return Evaluation(self.about(first), judge.baseline(request.n), tuple(measured), guided, study, pictures)
+
+    def _guided(
+        self,
+        sampler: Sampler,
+        judge: Judge,
+        request: Request,
+        weight: float,
+        state: State,
+        tell: Callable[[int], object],
+    ) -> Figures:
+        """The same noise and conditions under another weight."""
+        samples, _ = draw(sampler, self.plan, replace(request, guidance=weight), f"guided {weight:g}", state, tell)
+        return judge.judge(samples, request.asked)
 
     def _study(
         self,
@@ -151,9 +168,7 @@ class Evaluator:
         lists: StudyLists,
         tell: Callable[[int], object],
     ) -> Study:
-        found = studies.entries(
-            sampler, lists.solvers, lists.spacings, lists.nfes, state, self.settings.guidance, lambda: tell(0)
-        )
+        found = studies.entries(sampler, lists.solvers, lists.spacings, lists.nfes, state, request, lambda: tell(0))
         return Study(tuple(studies.run_trial(sampler, entry, judge, request, state, tell) for entry in found))
 
     def about(self, sampler: Sampler) -> dict[str, Any]:
@@ -188,15 +203,29 @@ MOST_SHOWN = 16  # timesteps
 
 
 def open_samplers(
-    stack: ExitStack, bundle: Bundle, runtimes: Sequence[tuple[str, str]], device: str, threads: int | None
+    stack: ExitStack,
+    bundle: Bundle,
+    runtimes: Sequence[tuple[str, str]],
+    device: str,
+    threads: int | None,
+    skip: Callable[[str], object] | None = None,
 ) -> dict[str, Sampler]:
-    """A sampler for each (backend, precision), by a name for people; closed with the stack."""
-    return {
-        f"{backend} {precision}{'' if device == 'cpu' else f' on {device}'}": stack.enter_context(
-            Sampler.load(bundle, backend=backend, precision=precision, device=device, threads=threads)
-        )
-        for backend, precision in runtimes
-    }
+    """A sampler for each (backend, precision), by a name for people; closed with the stack.
+
+    skip: gets a line for each but the first that this machine cannot run, which is then left out; None refuses it.
+    """
+    opened: dict[str, Sampler] = {}
+    for backend, precision in runtimes:
+        name = f"{backend} {precision}{'' if device == 'cpu' else f' on {device}'}"
+        try:
+            sampler = Sampler.load(bundle, backend=backend, precision=precision, device=device, threads=threads)
+        except BackendUnavailable as error:
+            if skip is None or not opened:
+                raise
+            skip(f"left out: {name}: {error}")
+        else:
+            opened[name] = stack.enter_context(sampler)
+    return opened
 
 
 def plan_from(path: Path | None, sampler: Sampler, solver: str | None, steps: int | None, spacing: str | None) -> Plan:

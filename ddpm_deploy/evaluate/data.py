@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ddpm_deploy.bundle import Manifest
 from ddpm_deploy.digits import HIGHEST, digits_arrays
-from ddpm_deploy.images import NETWORK_RANGE
+from ddpm_deploy.encoder import ROLE as ENCODER
+from ddpm_deploy.encoder import TOKENS
+from ddpm_deploy.images import NETWORK_RANGE, to_uint8
 from ddpm_deploy.job import checked_conditions
 
 MOST = 10_000  # samples of each part, chosen by chance from larger sets
@@ -21,17 +23,24 @@ HELD_OUT_PART = 5  # one of so many, where a source has no such part of its own
 SPLIT_SEED = 0
 LABELS = "labels"
 ARRAY = "x"
+SHAPES = "shapes"
+SHAPES_KNOWN, SHAPES_HELD_OUT = 4000, 1000
+SHAPES_HELD_OUT_SEED = 103  # of scenes that neither the trainer nor the judge has seen
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """x: (n, *S) float32 in network range. conditions: (n, ...) each. levels: of a number, or None for any."""
+    """x: (n, *S) float32 in network range. conditions: (n, ...) each, or what an encoder makes them of.
+
+    levels: of a number, or None for any. facts: (n, k) what each shows, where that is more than a label.
+    """
 
     x: Array
     conditions: Mapping[str, Array]
     levels: int | None
+    facts: Array | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -43,7 +52,13 @@ class Samples:
 
     def part(self, which: Any) -> Samples:
         """Some of them, by a slice or by their numbers."""
-        return Samples(self.x[which], {name: array[which] for name, array in self.conditions.items()}, self.levels)
+        conditions = {name: array[which] for name, array in self.conditions.items()}
+        return Samples(self.x[which], conditions, self.levels, None if self.facts is None else self.facts[which])
+
+    def asked(self, manifest: Manifest) -> Array | None:
+        """(n,) or (n, k) what a model shows that draws by their conditions; None where it takes none of these."""
+        taken = any(name in self.conditions for name in (*_direct(manifest), *_raw(manifest)))
+        return (self.labels if self.facts is None else self.facts) if taken else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +84,16 @@ class RealData:
 def open_data(source: str, manifest: Manifest, held_out: str | None = None, most: int = MOST) -> RealData:
     """Real samples for a model.
 
-    source: `digits`, `npz:FILE`, or what training takes, `folder:PATH` and `cifar10:PATH`. held_out: another source
-    for that part; None takes the source's own, or one in five by chance. most: samples of each part.
+    source: `digits`, `shapes`, `npz:FILE`, or what training takes, `folder:PATH` and `cifar10:PATH`. held_out: another
+    source for that part; None takes the source's own, or one in five by chance. most: samples of each part.
     """
     known = read_source(source, manifest)
     if held_out is not None:
         kept, split = read_source(held_out, manifest), f"held out: {held_out}"
     elif source == "digits":
         kept, split = _digits(held_out=True), "held out by the data set: never trained on by this package"
+    elif source == SHAPES:
+        kept, split = _shapes(held_out=True), "held out: rendered from other numbers than the trainer's"
     else:
         order = np.random.default_rng(SPLIT_SEED).permutation(len(known))
         count = max(1, len(known) // HELD_OUT_PART)
@@ -90,6 +107,8 @@ def read_source(source: str, manifest: Manifest) -> Samples:
     kind, _, path = source.partition(":")
     if source == "digits":
         found = _digits(held_out=False)
+    elif source == SHAPES:
+        found = _shapes(held_out=False)
     elif kind == "npz" and path:
         found = _archive(Path(path))
     else:
@@ -102,15 +121,49 @@ def read_source(source: str, manifest: Manifest) -> Samples:
 
 
 def conditions_for(samples: Samples, manifest: Manifest) -> dict[str, Array]:
-    """The model's conditions of these samples; one that the data lack is the model's null, if it has one."""
-    names = {condition.name for condition in manifest.conditions}
-    given = {name: array for name, array in samples.conditions.items() if name in names}
-    return checked_conditions(given, manifest.conditions, len(samples))
+    """What a sampler takes as the condition of these samples: the inputs of the model's encoder, or its conditions.
+
+    One that the data lack is the model's null, if it has one.
+    """
+    raw = _raw(manifest)
+    if raw and all(name in samples.conditions for name in raw):
+        computed = {spec.name for file in manifest.files if file.role == ENCODER for spec in file.outputs}
+        return {name: samples.conditions[name] for name in raw} | _given(samples, manifest, computed)
+    return _given(samples, manifest, set())
+
+
+def _given(samples: Samples, manifest: Manifest, computed: set[str]) -> dict[str, Array]:
+    wanted = [condition for condition in manifest.conditions if condition.name not in computed]
+    given = {each.name: samples.conditions[each.name] for each in wanted if each.name in samples.conditions}
+    return checked_conditions(given, wanted, len(samples))
+
+
+def _direct(manifest: Manifest) -> list[str]:
+    return [condition.name for condition in manifest.conditions]
+
+
+def _raw(manifest: Manifest) -> list[str]:
+    """What the model's encoder takes, if it has one."""
+    return [spec.name for file in manifest.files if file.role == ENCODER for spec in file.inputs]
 
 
 def _digits(held_out: bool) -> Samples:
     x, labels = digits_arrays(held_out)
     return Samples(x, {LABELS: labels}, HIGHEST + 1)
+
+
+def _shapes(held_out: bool) -> Samples:
+    """Scenes of the kinds that are trained on, rendered in 8 bits, and their captions' tokens."""
+    from ddpm_deploy.shapes.caption import captions
+    from ddpm_deploy.shapes.render import render
+    from ddpm_deploy.shapes.scene import draw_scenes, facts
+    from ddpm_deploy.train.captioned import SHAPES_SEED, CaptionedShapes  # needs torch
+
+    seed, count = (SHAPES_HELD_OUT_SEED, SHAPES_HELD_OUT) if held_out else (SHAPES_SEED, SHAPES_KNOWN)
+    numbers = np.arange(count)
+    scenes = draw_scenes(seed, numbers)
+    tokens = CaptionedShapes(count).tokenizer.encode(captions(scenes, seed, numbers))
+    return Samples(_of_bytes(to_uint8(render(scenes))), {TOKENS: tokens}, 256, facts(scenes))
 
 
 def _archive(path: Path) -> Samples:
@@ -127,8 +180,12 @@ def _archive(path: Path) -> Samples:
         raise ValueError(f"{path}: {ARRAY}: got {x.dtype} {x.shape}, expected uint8 or float32, as long as the others")
     if x.dtype == np.float32:
         return Samples(x, arrays, None)
+    return Samples(_of_bytes(x), arrays, 256)
+
+
+def _of_bytes(x: Array) -> Array:
     low, high = NETWORK_RANGE
-    return Samples((x * np.float32((high - low) / 255) + np.float32(low)), arrays, 256)
+    return np.asarray(x * np.float32((high - low) / 255) + np.float32(low))
 
 
 def _training_set(source: str, manifest: Manifest) -> Samples:

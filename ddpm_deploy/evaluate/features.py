@@ -21,6 +21,7 @@ from ddpm_deploy.images import is_picture, to_uint8
 
 HIDDEN = (128, 64)
 COMPONENTS = 64
+SCENE_STEPS = 1200  # of training the judge of rendered shapes
 BATCH = 64
 RGB = 3
 ENDINGS = (".onnx", ".pt", ".pth", ".ts", ".torchscript")
@@ -32,7 +33,7 @@ Array = NDArray[Any]
 class Features:
     """compute: (n, *S) in network range -> (n, D). name: what they are, for every figure made with them.
 
-    classify: (n, *S) -> (n,) classes, or None. accuracy: of `classify` on the real samples held out.
+    classify: (n, *S) -> (n,) classes or (n, k) facts, or None. accuracy: of `classify` on the real samples held out.
     """
 
     name: str
@@ -47,12 +48,37 @@ class Features:
 
 
 def open_features(data: RealData, file: Path | None = None, seed: int = 0) -> Features:
-    """Those of a file, or of a classifier of the known samples, or, where these have no labels, of their pixels."""
-    judge = train_classifier(data, seed) if data.known.labels is not None else None
+    """Those of a file, or of a classifier of such samples, or, where nothing says what they show, of their pixels."""
+    judge = _classifier(data, seed)
     if file is None:
         return judge or principal_components(data)
     given = load_features(file, data.known.x.shape[1:])
     return given if judge is None else Features(given.name, given.compute, judge.classify, judge.accuracy)
+
+
+def right(found: Array, asked: Array) -> float:
+    """The part of the classes or facts asked for that is found, those left out that are not asked for."""
+    counted = asked >= 0
+    return float(np.mean((found == asked)[counted]))
+
+
+def _classifier(data: RealData, seed: int) -> Features | None:
+    if data.known.facts is not None:
+        return judge_of_scenes(data, seed)
+    return None if data.known.labels is None else train_classifier(data, seed)
+
+
+def judge_of_scenes(data: RealData, seed: int = 0) -> Features:
+    """The last hidden layer of the judge of rendered shapes, which is trained here on scenes of all combinations."""
+    from ddpm_deploy.shapes.judge import BATCH as SCENES  # needs torch
+    from ddpm_deploy.shapes.judge import SceneJudge
+
+    judge, held = SceneJudge(seed, SCENE_STEPS), data.held_out
+    accuracy = None if held.facts is None else right(judge.read(held.x), held.facts)
+    size = judge.features(held.x[:1]).shape[1]
+    about = f"{SCENE_STEPS * SCENES} scenes{_sure(accuracy)}"
+    name = f"{size} features of a classifier trained here on rendered shapes ({about})"
+    return Features(name, judge.features, judge.read, accuracy)
 
 
 def train_classifier(data: RealData, seed: int = 0) -> Features:
@@ -76,10 +102,14 @@ def train_classifier(data: RealData, seed: int = 0) -> Features:
         return np.asarray(network.predict(_flat(samples)))
 
     held = data.held_out
-    accuracy = None if held.labels is None else float(np.mean(classify(held.x) == held.labels))
-    sure = "" if accuracy is None else f", {accuracy:.1%} right on those held out"
-    name = f"{HIDDEN[-1]} features of a classifier trained here on {data.name} ({len(known)} samples{sure})"
+    accuracy = None if held.labels is None else right(classify(held.x), held.labels)
+    about = f"{len(known)} samples{_sure(accuracy)}"
+    name = f"{HIDDEN[-1]} features of a classifier trained here on {data.name} ({about})"
     return Features(name, compute, classify, accuracy)
+
+
+def _sure(accuracy: float | None) -> str:
+    return "" if accuracy is None else f", {accuracy:.1%} right on those held out"
 
 
 def principal_components(data: RealData) -> Features:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm_deploy.evaluate.data import RealData
-from ddpm_deploy.evaluate.features import Features
+from ddpm_deploy.evaluate.features import Features, right
 from ddpm_deploy.evaluate.frechet import frechet_distance
 from ddpm_deploy.evaluate.jackknife import jackknife_error
 from ddpm_deploy.evaluate.kernel import kernel_distance
@@ -26,7 +26,7 @@ class Figures:
 
     frechet, kernel, precision, recall: on the features. sliced: on the numbers of the samples. precision, recall: of
     equally many samples. nearest_median, nearest_least: Euclidean distance to the nearest known sample, in network
-    range. class_accuracy: part of the samples that the classifier takes for what was asked, or None.
+    range. class_accuracy: part of the classes, or of other facts, asked for that the classifier sees, or None.
     """
 
     samples: int
@@ -52,7 +52,7 @@ class Judge:
         self._held_out = features.of(data.held_out.x)
 
     def judge(self, samples: Array, asked: Array | None = None) -> Figures:
-        """All figures of samples (n, *S). asked: (n,) the classes that they were drawn for."""
+        """All figures of samples (n, *S). asked: (n,) the classes that they were drawn for, or (n, k) facts."""
         found = self.features.of(samples)
         count = min(len(found), len(self._held_out))
         precision, recall = precision_recall(self._held_out[:count], found[:count])
@@ -97,7 +97,7 @@ class Judge:
     def _accuracy(self, samples: Array, asked: Array | None) -> float | None:
         if asked is None or self.features.classify is None:
             return None
-        return float(np.mean(self.features.classify(samples) == asked))
+        return right(self.features.classify(samples), asked)
 
 
 def _with_error(figure: Callable[[Array], float], samples: Array) -> tuple[float, float]:

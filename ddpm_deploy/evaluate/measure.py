@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,10 @@ Tell = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be drawn: n samples of a seed, with conditions (n, ...) and guidance, in batches."""
+    """What is to be drawn: n samples of a seed, with conditions (n, ...) and guidance, in batches.
+
+    asked: (n,) classes or (n, k) facts that the conditions say, where that is known.
+    """
 
     n: int
     seed: int
@@ -29,6 +32,7 @@ class Request:
     conditions: Mapping[str, Array]
     guidance: float = 1.0
     interval: Sequence[float] | None = None
+    asked: Array | None = None
 
     def part(self, chunk: slice) -> dict[str, Any]:
         """Arguments of `Sampler.sample` for some of them."""
@@ -51,11 +55,19 @@ def network_of(sampler: Sampler) -> Evaluate:
     return lambda feeds: run(feeds)[output]
 
 
+def encoded(task: Task, sampler: Sampler) -> Task:
+    """The same task with the conditions that the sampler's encoder computes, where it has one."""
+    if sampler.encoder is None:
+        return task
+    conditions = sampler.encoder.conditions(task.conditions, len(task.x0))
+    return replace(task, conditions={name: np.asarray(array) for name, array in conditions.items()})
+
+
 def measure_bound(sampler: Sampler, chain: ReverseChain, task: Task, name: str, state: State, tell: Tell) -> Bound:
     """The bound, row by row. name: under which the state keeps it. tell: called with how many evaluations were made."""
     kept = state.load(name)
     terms = np.full((len(chain), len(task.x0), task.draws), np.nan) if kept is None else kept["terms"]
-    evaluate = network_of(sampler)
+    evaluate, task = network_of(sampler), encoded(task, sampler)
     for row in range(len(chain)):
         if np.isnan(terms[row]).any():
             terms[row] = measure_row(evaluate, chain, task, row)

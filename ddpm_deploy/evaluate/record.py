@@ -52,11 +52,12 @@ class Study:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """about: model, data, features, plan and machine, for JSON. pictures: PNG by file name."""
+    """about: model, data, features, plan and machine, for JSON. guided: by weight. pictures: PNG by file name."""
 
     about: Mapping[str, Any]
     baseline: Figures | None
     runtimes: tuple[Runtime, ...]
+    guided: Mapping[float, Figures]
     study: Study | None
     pictures: Mapping[str, bytes]
 
@@ -67,6 +68,7 @@ class Evaluation:
             "about": dict(self.about),
             "real": _plain(self.baseline),
             "runtimes": [self._runtime(runtime) for runtime in self.runtimes],
+            "guided": [{"guidance": weight, **asdict(figures)} for weight, figures in self.guided.items()],
             "study": None if self.study is None else _study(self.study),
         }
 

@@ -22,7 +22,7 @@ from ddpm_deploy.evaluate.pareto import Trial
 from ddpm_deploy.evaluate.record import Evaluation, Runtime, Study
 
 SAMPLE_COLUMNS = ("", "samples>", "Fréchet>", "kernel ×10³>", "sliced W>", "precision>", "recall>",
-                  "nearest known: median>", "least>", "class as asked>")  # fmt: skip
+                  "nearest known: median>", "least>", "as asked>")  # fmt: skip
 REAL = "real samples"
 CAPTIONS = {
     "samples.png": "Samples of {runtime}, drawn with {plan}.",
@@ -35,7 +35,7 @@ def page(found: Evaluation) -> Page:
     """The whole report."""
     about = found.about
     line = f"{about['model']} · {about['data']} · {about['made']}"
-    parts = (_bound(found), _samples(found), _pictures(found), _study(found), _how(found))
+    parts = (_bound(found), _samples(found), _guided(found), _pictures(found), _study(found), _how(found))
     return Page(str(about["name"]), "evaluation", line, tuple(summary(found)), tuple(p for p in parts if p is not None))
 
 
@@ -55,7 +55,7 @@ def summary(found: Evaluation) -> list[Line]:
         )
         if first.figures.class_accuracy is not None:
             lines.append(
-                (Strong(f"{first.figures.class_accuracy:.1%}"), " of the samples are taken for the class asked.")
+                (Strong(f"{first.figures.class_accuracy:.1%}"), " of what was asked for is seen by the classifier.")
             )
     if found.study is not None:
         lines.append(_advice(found.study))
@@ -120,6 +120,14 @@ def _samples(found: Evaluation) -> Section | None:
          f"“{REAL}”, of those held out.",),
     ))  # fmt: skip
     return Section("samples", "Samples against real ones", (Table(SAMPLE_COLUMNS, tuple(rows), frozenset({0})), notes))
+
+
+def _guided(found: Evaluation) -> Section | None:
+    if not found.guided:
+        return None
+    rows = [figures_row(f"guidance {weight:g}", judged) for weight, judged in found.guided.items()]
+    note = f"Drawn by {found.runtimes[0].name} from the same noise and for the same conditions at every weight."
+    return Section("guidance", "By weight of guidance", (Table(SAMPLE_COLUMNS, tuple(rows)), Paragraph((note,))))
 
 
 def figures_row(name: str, judged: figures.Figures) -> tuple[Inline, ...]:

@@ -17,7 +17,7 @@ from ddpm_deploy.plan import Plan
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.solvers import SOLVERS as KNOWN
 from ddpm_deploy.spacing import SPACINGS
-from ddpm_deploy.tuning.plan import tune_plan
+from ddpm_deploy.tuning.plan import SAMPLES, Teacher, choose_timesteps
 
 TUNED, FULL = "tuned", "all"
 MOST_TUNED = 16  # evaluations; beyond them spacings hardly differ
@@ -43,15 +43,21 @@ def entries(
     spacings: Sequence[str],
     nfes: Sequence[int],
     state: State,
-    guidance: float = 1.0,
+    request: Request,
     tell: Callable[[], object] = lambda: None,
 ) -> Iterator[Entry]:
-    """The full chain, then all that there are; a combination that does not exist, such as a tuned DDPM, is left out."""
+    """The full chain, then all that there are; a combination that does not exist, such as a tuned DDPM, is left out.
+
+    request: whose guidance and first conditions the tuned plans are for.
+    """
     T = sampler.manifest.schedule.T
     yield Entry("ddpm", FULL, sampler.plan("ddpm", T, "linspace"), T)
+    count = min(SAMPLES, request.n)
+    conditions = {name: array[:count] for name, array in request.conditions.items()}
+    teacher = Teacher(sampler, count, guidance=request.guidance, condition=conditions, tell=tell)
     for solver in solvers:
         for nfe in sorted({min(nfe, T) for nfe in nfes}):
-            tune = partial(_tuned, sampler, solver, nfe, state, guidance, tell)
+            tune = partial(_tuned, teacher, solver, nfe, state)
             for spacing in spacings:
                 found = _entry(sampler, solver, spacing, nfe, tune)
                 if found is not None:
@@ -75,15 +81,12 @@ def _entry(
     return Entry(solver, spacing, plan_at(sampler, solver, timesteps), steps, timesteps)
 
 
-def _tuned(
-    sampler: Sampler, solver: str, nfe: int, state: State, guidance: float, tell: Callable[[], object]
-) -> tuple[float, ...]:
+def _tuned(teacher: Teacher, solver: str, nfe: int, state: State) -> tuple[float, ...]:
     """The timesteps of a tuned plan, which the state keeps."""
     name = f"tuned {solver} {nfe}"
     kept = state.load(name)
     if kept is None:
-        found = tune_plan(sampler, nfe, solver, guidance=guidance, tell=tell)
-        kept = {"timesteps": np.array(found.timesteps)}
+        kept = {"timesteps": np.array(choose_timesteps(teacher, nfe, solver).timesteps)}
         state.save(name, kept, last=True)
     return tuple(kept["timesteps"].tolist())
 

@@ -66,9 +66,18 @@ class SceneJudge:
 
     def read(self, pictures: Array) -> Array:
         """(n, 5): what it sees, as `facts` has it, but for the second object of a scene with one."""
-        with torch.inference_mode():
-            logits = self._network(torch.from_numpy(np.clip(pictures, -1, 1).astype(np.float32)))
+        logits = _applied(self._network, pictures)
         return np.stack([head.argmax(dim=1).numpy() for head in torch.split(logits, list(FACT_SIZES), dim=1)], axis=1)
+
+    def features(self, pictures: Array) -> Array:
+        """(n, 128): its last hidden layer."""
+        return np.asarray(_applied(self._network[:-1], pictures).numpy())
+
+
+def _applied(network: nn.Module, pictures: Array) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = network(torch.from_numpy(np.clip(pictures, -1, 1).astype(np.float32)))
+    return found
 
 
 def _network() -> nn.Sequential:

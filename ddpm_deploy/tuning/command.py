@@ -13,6 +13,7 @@ from typing import Any
 from ddpm_deploy.backends import BACKENDS
 from ddpm_deploy.bundle import Defaults, check_target, default_bundle, read_bundle
 from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path
+from ddpm_deploy.encoder import PROMPT
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.solvers import SOLVERS
 from ddpm_deploy.tuning.defaults import write_defaults
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--nfe", type=int, required=True, help="evaluations of the network for one sample")
     add("--solver", choices=SOLVERS, metavar="NAME", help="a deterministic one; default: the bundle's")
     add("--guidance", type=float, default=1.0, help="the weight that the plan is meant for")
+    add("--prompts", type=some_path, metavar="FILE", help="a text a line, taken in turn; for models that read text")
     add("--samples", type=int, default=SAMPLES, help="trajectories to be matched")
     add("--out", type=some_path, metavar="FILE", help="write the plan, .json or .npz, for `sample --plan FILE`")
     add("--write-default", action="store_true", help="make it the plan that the bundle draws with by default")
@@ -50,6 +52,7 @@ def run(
     nfe: int,
     solver: str | None,
     guidance: float,
+    prompts: Path | None,
     samples: int,
     out: Path | None,
     write_default: bool,
@@ -68,11 +71,14 @@ def run(
         require_writable(out)
     if write_default:
         check_target(read.root)
+    condition = None if prompts is None else {PROMPT: _texts(prompts, samples)}
     with (
         Sampler.load(read, backend=backend, precision=precision, device=device, threads=threads) as sampler,
         _bar(shown=not json) as bar,
     ):
-        found = tune_plan(sampler, nfe, solver, samples=samples, guidance=guidance, tell=bar.update)
+        found = tune_plan(
+            sampler, nfe, solver, samples=samples, guidance=guidance, condition=condition, tell=bar.update
+        )
     if out is not None:
         found.plan.save(out)
     written: list[str] = [] if out is None else [str(out)]
@@ -98,6 +104,14 @@ def render(found: TunedPlan, written: Sequence[str]) -> str:
     head = f"{found.plan.solver}, {found.plan.nfe} evaluations, at t = {steps}"
     note = "distance of the samples from the ends of fine trajectories, RMS in network range:"
     return "\n".join([head, "", note, *lines, *(f"written: {name}" for name in written)])
+
+
+def _texts(path: Path, count: int) -> list[str]:
+    """So many of the file's lines, in turn."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"--prompts: {path}: holds no text, expected one a line")
+    return [lines[i % len(lines)] for i in range(count)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ matrix, and the best path through it with a given number of steps is found by dy
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -73,12 +73,12 @@ def refine(path: Sequence[int], points: int, error: Callable[[Sequence[int]], fl
     best, least = list(path), error(path)
     move = LONGEST_MOVE
     while move:
-        tried = [_moved(best, k, way * move) for k in range(1, len(best)) for way in (-1, 1)]
-        found = [(error(other), other) for other in tried if _falls(other, points)]
-        value, other = min(found, default=(least, best))
-        if value < least:
-            best, least = other, value
-        else:
+        before = least
+        for k, way in product(range(1, len(best)), (-1, 1)):
+            other = _moved(best, k, way * move)
+            if _falls(other, points) and (value := error(other)) < least:
+                best, least = other, value
+        if least == before:
             move //= 2
     return best, least
 

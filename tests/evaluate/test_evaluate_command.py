@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddpm_deploy.backends import available_backends
 from ddpm_deploy.bundle import default_bundle, read_bundle
 from ddpm_deploy.evaluate import api
 from ddpm_deploy.evaluate.__main__ import main
@@ -107,7 +108,45 @@ def test_a_conditional_model_is_judged_by_the_classes_asked(evaluate, labelled_b
     found = measured(out)
     assert 0 <= found["runtimes"][0]["samples"]["class_accuracy"] <= 1
     assert found["real"]["class_accuracy"] > 0.9
-    assert "taken for the class asked" in (tmp_path / "report.html").read_text()
+    assert "of what was asked for is seen by the classifier" in (tmp_path / "report.html").read_text()
+
+
+def test_every_weight_of_guidance_is_judged_on_the_same_noise(evaluate, tmp_path):
+    code, out, err = evaluate(*QUICK, "--bound", "none", "--weights", "0,1,3", "--json", "--out", tmp_path)
+    assert code == 0, err
+    found = measured(out)
+    accuracy = {row["guidance"]: row["class_accuracy"] for row in found["guided"]}
+    assert list(accuracy) == [0, 1, 3]
+    assert accuracy[0] < 0.5 < accuracy[1]
+    assert found["guided"][1] == {"guidance": 1, **found["runtimes"][0]["samples"]}
+    assert "guidance 3" in (tmp_path / "report.md").read_text()
+
+
+def test_a_runtime_that_the_machine_lacks_is_refused_or_left_out_with_a_word(evaluate):
+    words = (*QUICK, "--bound", "none", "--json", "--beside", "tensorrt,openvino")
+    if "tensorrt" in [name for name, found in available_backends().items() if found.available]:
+        pytest.skip("this machine runs TensorRT engines")
+    code, _, err = evaluate(*words)
+    assert code == 2
+    assert "tensorrt" in err
+    code, out, err = evaluate(*words, "--skip-unavailable")
+    assert code == 0
+    assert "left out: tensorrt fp32: " in err
+    assert [each["runtime"] for each in measured(out)["runtimes"]] == ["onnxruntime fp32", "openvino fp32"]
+
+
+def test_the_shapes_model_is_judged_by_its_prompts(evaluate, monkeypatch):
+    """Known scenes are asked for, their attributes are what counts, and the bound reads their captions."""
+    monkeypatch.setattr("ddpm_deploy.evaluate.features.SCENE_STEPS", 60)
+    words = ("--data", "shapes", "--most", 60, "--bound", 3, "--bound-samples", 4, "--num", 12, "--steps", 5)
+    code, out, err = evaluate(*words, "--weights", "0,4", "--json", bundle="shapes")
+    assert code == 0, err
+    found = measured(out)
+    assert "features of a classifier trained here on rendered shapes" in found["about"]["features"]
+    assert found["runtimes"][0]["bits_per_dim"]["value"] > 0
+    without, with_text = (row["class_accuracy"] for row in found["guided"])
+    assert without < with_text
+    assert found["real"]["class_accuracy"] > without
 
 
 def test_the_study_recommends_a_plan_and_writes_it_into_the_bundle(evaluate, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_deploy.bundle import Condition, default_bundle, read_bundle
 from ddpm_deploy.evaluate.data import conditions_for, open_data
+from ddpm_deploy.shapes.scene import COLOURS, HELD_OUT
 
 DIGITS = read_bundle(default_bundle()).manifest
 RGB = replace(DIGITS, sample_shape=(3, 8, 8), conditions=())
@@ -69,6 +70,28 @@ def test_labels_go_to_the_network_and_the_null_where_there_are_none(labelled_arc
     with pytest.raises(ValueError, match="condition: got none, expected labels"):
         conditions_for(bare.known, replace(RGB, conditions=(Condition("labels", (), "int64", ("a",)),)))
     assert conditions_for(data.known, RGB) == {}
+
+
+def test_shapes_are_scenes_of_8_bits_with_their_captions_and_facts():
+    manifest = read_bundle(default_bundle("shapes")).manifest
+    data = open_data("shapes", manifest, most=50)
+    assert (len(data.known), len(data.held_out), data.known.levels) == (50, 50, 256)
+    assert np.allclose((data.known.x + 1) * 127.5, np.rint((data.known.x + 1) * 127.5), atol=1e-4)
+    assert {picture.tobytes() for picture in data.known.x}.isdisjoint(picture.tobytes() for picture in data.held_out.x)
+    texts = [manifest.tokenizer.decode(row) for row in data.held_out.conditions["tokens"]]
+    assert not any(f"{colour} {kind}" in text for text in texts for colour, kind in HELD_OUT)
+    colours = [list(COLOURS)[first] in text for text, (_, first, *_) in zip(texts, data.held_out.facts, strict=True)]
+    assert all(colours)
+
+
+def test_a_model_with_an_encoder_is_given_what_that_reads_and_is_asked_for_what_the_data_show():
+    manifest = read_bundle(default_bundle("shapes")).manifest
+    known = open_data("shapes", manifest, most=5).known
+    assert conditions_for(known, manifest).keys() == {"tokens"}
+    assert known.asked(manifest).shape == (5, 5)
+    bare = replace(known, conditions={})
+    assert conditions_for(bare, manifest).keys() == {"text", "pooled"}
+    assert bare.asked(manifest) is None
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from ddpm_deploy.bundle import Defaults
+from ddpm_deploy.evaluate.measure import Request
 from ddpm_deploy.evaluate.pareto import Trial, pareto_front, recommend
 from ddpm_deploy.evaluate.state import State
 from ddpm_deploy.evaluate.study import as_defaults, check_lists, entries
@@ -14,6 +16,7 @@ def trial(nfe: int, distance: float, solver: str = "unipc", spacing: str = "trai
     return Trial(solver, spacing, nfe, nfe, distance, error, nfe * 1e-3)
 
 
+REQUEST = Request(8, 0, 8, {"labels": np.arange(8)})
 FULL = trial(1000, 1.0, "ddpm", "all")
 
 
@@ -29,7 +32,7 @@ def test_the_advice_is_the_fewest_evaluations_within_two_errors_of_the_full_chai
 
 
 def test_the_full_chain_comes_first_and_only_deterministic_plans_are_tuned(sampler):
-    found = list(entries(sampler, ["ddim", "ddpm", "heun"], ["logsnr", "tuned"], [4, 3], State(None)))
+    found = list(entries(sampler, ["ddim", "ddpm", "heun"], ["logsnr", "tuned"], [4, 3], State(None), REQUEST))
     assert (found[0].plan.nfe, found[0].spacing) == (1000, "all")
     pairs = [(entry.solver, entry.spacing, entry.plan.nfe) for entry in found[1:]]
     assert pairs == [
@@ -42,9 +45,10 @@ def test_the_full_chain_comes_first_and_only_deterministic_plans_are_tuned(sampl
 
 def test_tuned_timesteps_are_kept_by_the_state(sampler, tmp_path):
     key = {"seed": 0}
-    (_, first) = entries(sampler, ["ddim"], ["tuned"], [3], State.open(tmp_path, key))
+    (_, first) = entries(sampler, ["ddim"], ["tuned"], [3], State.open(tmp_path, key), REQUEST)
     calls = []
-    (_, again) = entries(sampler, ["ddim"], ["tuned"], [3], State.open(tmp_path, key), 1.0, lambda: calls.append(1))
+    state = State.open(tmp_path, key)
+    (_, again) = entries(sampler, ["ddim"], ["tuned"], [3], state, REQUEST, lambda: calls.append(1))
     assert again.timesteps == first.timesteps
     assert not calls
 
