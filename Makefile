@@ -11,7 +11,7 @@ SOURCES := ddpm_deploy tests examples docs benchmarks
 # Checked against in the tests; their own requirements (torchvision, an older protobuf) would disturb torch's CPU build.
 PEERS := denoising-diffusion-pytorch einops ema-pytorch pytorch-fid tritonclient python-rapidjson
 
-.PHONY: demo shapes test lint format bench soak bundle shapes-bundle quality figures clean help
+.PHONY: demo shapes test lint format bench soak bundle shapes-bundle quality plans figures clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -47,14 +47,26 @@ bundle: $(READY) ## train and export the digits bundle inside the package again
 shapes-bundle: $(READY) ## train the shapes model for half an hour or so, and put it into the package again
 	$(PY) examples/shapes_demo.py --out runs/shapes-bundle --install
 
-quality: $(READY) ## bits/dim, distances and the solver study of the digits model: docs/quality.md
-	$(PY) docs/export_digits.py runs/quality/bundle
-	$(PY) -m ddpm_deploy.evaluate runs/quality/bundle --data digits --bound full --bound-samples 100 \
-		--beside torch,openvino,onnxruntime:int8 --out runs/quality/digits
-	$(PY) -m ddpm_deploy.evaluate $(DIGITS) --data digits --bound none --num 1000 --study --solvers ddim,dpmpp_2m,unipc \
-		--out runs/quality/study \
-		--spacings leading,trailing,linspace,quadratic,logsnr,karras,tuned --nfes 4,5,6,7,8,12,25
-	$(PY) docs/make_quality.py runs/quality
+QUALITY := runs/quality
+
+quality: $(READY) $(QUALITY)/bundle/bundle.json ## bits/dim, distances, guidance and the solver study: docs/quality.md
+	$(PY) -m ddpm_deploy.evaluate $(QUALITY)/bundle --data digits --bound full --bound-samples 100 \
+		--weights 0,1,1.5,2,3,5 --skip-unavailable \
+		--beside torch,openvino,openvino:bf16,onnxruntime:int8,openvino:int8,openvino:int8-bf16 --out $(QUALITY)/digits
+	$(PY) -m ddpm_deploy.evaluate shapes --data shapes --bound-samples 100 --num 500 --weights 1,2,4 \
+		--out $(QUALITY)/shapes
+	$(PY) -m ddpm_deploy.evaluate digits --data digits --bound none --num 1000 --study \
+		--solvers ddim,dpmpp_2m,unipc --spacings trailing,quadratic,logsnr,tuned --nfes 4,6,8,12,25 \
+		--out $(QUALITY)/study
+	$(PY) docs/make_quality.py $(QUALITY)
+
+$(QUALITY)/bundle/bundle.json: $(DIGITS)/bundle.json | $(READY)
+	$(PY) docs/export_digits.py $(@D)
+
+plans: $(READY) ## tuned timesteps against all hand-made ones, on digits and shapes: docs/quality.md
+	$(PY) docs/tuned_plans.py digits --out $(QUALITY)/plans
+	$(PY) docs/tuned_plans.py shapes --out $(QUALITY)/plans
+	$(PY) docs/make_quality.py $(QUALITY)
 
 figures: $(READY) ## draw the pictures of the docs again
 	$(PY) docs/make_figures.py

@@ -1,4 +1,4 @@
-"""Export the digits model of the package once more, with int8: `python docs/export_digits.py OUT`.
+"""Export the digits model of the package once more, with int8 for CPUs: `python docs/export_digits.py OUT`.
 
 The package carries float32 alone; `make quality` compares the precisions.
 """
@@ -38,7 +38,12 @@ def main() -> None:
         spec=spec,
         name=manifest.model.name,
         licence=manifest.model.licence,
-        options=Options(targets=("onnxruntime-cpu",), precisions=("fp32", "int8"), parity_timesteps=100),
+        options=Options(
+            targets=("onnxruntime-cpu", "openvino"),
+            graphs=("denoiser",),
+            precisions=("fp32", "int8"),
+            parity_timesteps=100,
+        ),
     )
 
 

@@ -1,7 +1,8 @@
 """Fill docs/quality.md with the figures and plots of evaluations: `python docs/make_quality.py [FOLDER]`.
 
-`make quality` runs the evaluations first. FOLDER holds `digits/` and `study/`, as `ddpm-deploy evaluate --out` wrote
-them. What stands between `<!-- NAME -->` and `<!-- end -->` in the page is replaced.
+`make quality` and `make plans` run the evaluations first. FOLDER holds `digits/`, `shapes/` and `study/`, as
+`ddpm-deploy evaluate --out` wrote them, and `plans/`, as `docs/tuned_plans.py` did. What stands between `<!-- NAME -->`
+and `<!-- end -->` in the page is replaced; where figures are missing it is left as it was, and that is said.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from figure_style import BLUE, FAINT, GREEN, ORANGE, PURPLE, RED, STYLE, WIDTH, save
+from figure_style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, STYLE, WIDTH, save
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from ddpm_deploy.bench.report.document import Code, Table
 from ddpm_deploy.bench.report.markdown import table_to_markdown
@@ -27,12 +30,14 @@ from ddpm_deploy.evaluate.sections import REAL, SAMPLE_COLUMNS, figures_row, tri
 from ddpm_deploy.evaluate.study import FULL, TUNED
 
 DOCS = Path(__file__).parent
-PAGE = DOCS / "quality.md"
+PAGE, IMAGES = DOCS / "quality.md", DOCS / "img"
 COLOURS = {"ddpm": RED, "ddim": ORANGE, "dpmpp_2m": GREEN, "unipc": BLUE}
 MARKS = {"trailing": "o", "quadratic": "s", "logsnr": "^", TUNED: "*"}
 BOUND_PICTURE = "![The terms of the bound over t: most bits are spent at small t](img/quality_bound.png)"
 STUDY_PICTURE = "![Distance against evaluations and measured time, with the Pareto front](img/quality_study.png)"
-COMPARED = (5, 6, 7, 8)  # evaluations, where the timesteps matter most
+GUIDED_PICTURE = (
+    "![What was asked for is drawn more often with guidance, at a price in distance](img/quality_guidance.png)"
+)
 Json = Mapping[str, Any]
 
 
@@ -40,25 +45,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/quality"))
     folder = parser.parse_args().folder
-    digits, tried = (json.loads((folder / name / "evaluation.json").read_text()) for name in ("digits", "study"))
-    study = study_of(tried)
-    text = PAGE.read_text(encoding="utf-8")
-    for name, block in blocks(digits, study).items():
-        text = filled(text, name, block)
-    PAGE.write_text(text, encoding="utf-8")
     plt.rcParams.update(STYLE)
-    save(bound_figure(digits), DOCS / "img" / "quality_bound.png")
-    save(study_figure(study), DOCS / "img" / "quality_study.png")
-
-
-def blocks(digits: Json, study: Study) -> dict[str, str]:
-    """What stands between the marks of the page, by name."""
-    return {
-        "bits": f"{table_to_markdown(bits_table(digits['runtimes']))}\n\n{BOUND_PICTURE}",
-        "samples": f"{table_to_markdown(samples_table(digits))}\n\nFeatures: {digits['about']['features']}.",
-        "front": f"{STUDY_PICTURE}\n\n{table_to_markdown(front_table(study))}",
-        "tuned": table_to_markdown(tuned_table(study.trials)),
-    }
+    text = PAGE.read_text(encoding="utf-8")
+    for write, paths in WRITERS.items():
+        files = [folder / path for path in paths]
+        missing = [file for file in files if not file.exists()]
+        if missing:
+            print(f"left as it was: {write.__name__}, as there is no {missing[0]}")
+            continue
+        for name, block in write(*(json.loads(file.read_text(encoding="utf-8")) for file in files)).items():
+            text = filled(text, name, block)
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def filled(text: str, name: str, block: str) -> str:
@@ -69,9 +66,60 @@ def filled(text: str, name: str, block: str) -> str:
     return pattern.sub(lambda match: f"{match[1]}\n{block}\n{match[2]}", text)
 
 
-def study_of(found: Json) -> Study:
-    trials = [Trial(**{**trial, "timesteps": _tuple(trial["timesteps"])}) for trial in found["study"]["trials"]]
-    return Study(tuple(trials))
+# -- blocks of the page, by name --------------------------------------------------------------------------------------
+
+
+def digits(found: Json) -> dict[str, str]:
+    save(bound_figure(found), IMAGES / "quality_bound.png")
+    features = f"Features: {found['about']['features']}. {found['about']['threads']} threads."
+    return {
+        "bits": f"{table_to_markdown(bits_table(found['runtimes']))}\n\n{BOUND_PICTURE}",
+        "samples": f"{table_to_markdown(samples_table(found))}\n\n{features}",
+    }
+
+
+def shapes(found: Json) -> dict[str, str]:
+    (runtime, *_), about = found["runtimes"], found["about"]
+    bits = runtime["bits_per_dim"]
+    told = (
+        f"{with_error(bits['value'], bits['standard_error'])} bits/dim on {bits['samples']} scenes, by the bound "
+        f"respaced to {about['bound']} steps. Features: {about['features']}."
+    )
+    return {"shapes": f"{table_to_markdown(samples_table(found))}\n\n{told}"}
+
+
+def guidance(digit: Json, shape: Json) -> dict[str, str]:
+    save(guidance_figure(digit, shape), IMAGES / "quality_guidance.png")
+    tables = [f"{name}:\n\n{table_to_markdown(guided_table(found))}" for name, found in
+              (("The digits, by class", digit), ("The shapes, by prompt", shape))]  # fmt: skip
+    return {"guidance": "\n\n".join([*tables, GUIDED_PICTURE])}
+
+
+def solvers(found: Json) -> dict[str, str]:
+    study = study_of(found)
+    save(study_figure(study), IMAGES / "quality_study.png")
+    return {"front": f"{STUDY_PICTURE}\n\n{table_to_markdown(front_table(study))}"}
+
+
+def tuned_digits(found: Json) -> dict[str, str]:
+    return {"tuned digits": contests(found)}
+
+
+def tuned_shapes(found: Json) -> dict[str, str]:
+    return {"tuned shapes": contests(found)}
+
+
+WRITERS: dict[Callable[..., dict[str, str]], tuple[str, ...]] = {
+    digits: ("digits/evaluation.json",),
+    shapes: ("shapes/evaluation.json",),
+    guidance: ("digits/evaluation.json", "shapes/evaluation.json"),
+    solvers: ("study/evaluation.json",),
+    tuned_digits: ("plans/digits.json",),
+    tuned_shapes: ("plans/shapes.json",),
+}
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
 
 
 def bits_table(runtimes: Sequence[Json]) -> Table:
@@ -90,27 +138,64 @@ def samples_table(found: Json) -> Table:
     return Table(SAMPLE_COLUMNS, tuple(figures_row(name, Figures(**figures)) for name, figures in named))
 
 
+def guided_table(found: Json) -> Table:
+    """A line a weight; marked: where most of what was asked for is drawn."""
+    rows = [
+        (f"{row['guidance']:g}", f"{row['class_accuracy']:.1%}", with_error(row["frechet"], row["frechet_error"]),
+         with_error(row["kernel"] * 1e3, row["kernel_error"] * 1e3), f"{row['precision']:.2f}", f"{row['recall']:.2f}")
+        for row in found["guided"]
+    ]  # fmt: skip
+    best = max(range(len(rows)), key=lambda k: found["guided"][k]["class_accuracy"])
+    columns = ("guidance>", "as asked>", "Fréchet>", "kernel ×10³>", "precision>", "recall>")
+    return Table(columns, tuple(rows), frozenset({best}))
+
+
 def front_table(study: Study) -> Table:
-    rows = [trial_row(trial) for trial in study.front]
+    rows = [trial_row(trial) for trial in (*study.front, study.reference)]
     marked = frozenset({study.front.index(study.recommended)} if study.recommended in study.front else ())
-    return Table(("on the Pareto front", "evaluations>", "Fréchet>", "ms a sample>"), tuple(rows), marked)
+    return Table(("on the Pareto front; last the full chain", "evaluations>", "Fréchet>", "ms a sample>"),
+                 tuple(rows), marked)  # fmt: skip
 
 
-def tuned_table(trials: Sequence[Trial]) -> Table:
+def contests(found: Json) -> str:
     """For each solver and number of evaluations the tuned plan beside the best of the hand-made spacings."""
-    rows = []
-    for trial in trials:
-        if trial.spacing != TUNED or trial.nfe not in COMPARED:
-            continue
-        rivals = [t for t in trials if (t.solver, t.nfe) == (trial.solver, trial.nfe) and t.spacing != TUNED]
-        best = min(rivals, key=lambda t: t.distance)
-        steps = ", ".join(f"{t:g}" for t in trial.timesteps or ())
-        rows.append((
-            trial.solver, str(trial.nfe), with_error(trial.distance, trial.error),
-            with_error(best.distance, best.error), best.spacing, f"{trial.distance / best.distance:.2f}", Code(steps),
-        ))  # fmt: skip
-    columns = ("", "evaluations>", "tuned>", "best hand-made>", "which", "ratio>", "tuned timesteps")
-    return Table(columns, tuple(rows))
+    rows, wins = [], {"near": 0, "real": 0}
+    for contest in found["contests"]:
+        cells = []
+        for kind in wins:
+            it = contest[kind]
+            wins[kind] += (it["best"] - it["tuned"]) > SIGMAS * it["error"]
+            cells += [f"{it['tuned']:.3f}", f"{it['best']:.3f} {it['rival']}", _less(it)]
+        steps = ", ".join(f"{t:g}" for t in contest["timesteps"])
+        rows.append((contest["solver"], str(contest["nfe"]), *cells, Code(steps)))
+    columns = ("", "evaluations>", "tuned: to the fine solution>", "best hand-made>", "less by>",
+               "tuned: to real ones>", "best hand-made>", "less by>", "tuned timesteps")  # fmt: skip
+    total = len(rows)
+    told = (
+        f"Less by more than {SIGMAS:g} standard errors: {wins['near']} of {total} to the fine solution, "
+        f"{wins['real']} of {total} to real ones. Guidance {found['guidance']:g}; {found['near']} samples against the "
+        f"fine solution, {found['samples']} against real ones; {found['taught']} trajectories to tune with."
+    )
+    return f"{table_to_markdown(Table(columns, tuple(rows)))}\n\n{told}"
+
+
+SIGMAS = 2.0
+
+
+def _less(it: Json) -> str:
+    return f"{it['best'] - it['tuned']:+.3f} ± {it['error']:.3f}"
+
+
+def study_of(found: Json) -> Study:
+    trials = [Trial(**{**trial, "timesteps": _tuple(trial["timesteps"])}) for trial in found["study"]["trials"]]
+    return Study(tuple(trials))
+
+
+def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def bound_figure(found: Json) -> Figure:
@@ -125,29 +210,61 @@ def bound_figure(found: Json) -> Figure:
     return figure
 
 
-def study_figure(study: Study) -> Figure:
-    """Distance against evaluations and against time, with the front."""
-    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.9), sharey=True)
-    ways = [("evaluations", lambda trial: float(trial.nfe)), ("ms a sample", lambda trial: trial.seconds * 1e3)]
-    for axes, (name, place) in zip(panels, ways, strict=True):
-        for trial in study.trials:
-            mark, size = MARKS.get(trial.spacing, "."), 70 if trial.spacing == TUNED else 22
-            colour = COLOURS.get(trial.solver, PURPLE)
-            axes.scatter(place(trial), trial.distance, size, colour, marker=mark, alpha=0.8, linewidths=0)
-        front = pareto_front(study.trials)
-        axes.plot([place(t) for t in front], [t.distance for t in front], color=FAINT, lw=1, zorder=0)
-        axes.axhline(study.reference.distance, color=FAINT, lw=0.8, ls="--")
-        axes.set(xscale="log", yscale="log", xlabel=name)
-    panels[0].set(title="Fréchet distance to real digits held out")
-    solvers = [plt.Line2D([], [], color=colour, marker="o", ls="", label=name) for name, colour in COLOURS.items()]
-    marks = [plt.Line2D([], [], color=FAINT, marker=mark, ls="", label=name) for name, mark in MARKS.items()]
-    line = plt.Line2D([], [], color=FAINT, ls="--", label=f"ddpm, {FULL} steps")
-    figure.legend(handles=[*solvers, *marks, line], loc="outside lower center", ncols=5, fontsize=8)
+def guidance_figure(digit: Json, shape: Json) -> Figure:
+    """Accuracy against distance, one point a weight."""
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
+    for axes, name, found in zip(panels, ("digits, by class", "shapes, by prompt"), (digit, shape), strict=True):
+        rows = found["guided"]
+        x, y = [row["frechet"] for row in rows], [100 * row["class_accuracy"] for row in rows]
+        axes.plot(x, y, color=BLUE, marker="o", ms=5)
+        for row, place in zip(rows, zip(x, y, strict=True), strict=True):
+            axes.annotate(f"{row['guidance']:g}", place, (5, -11), textcoords="offset points", color=INK, fontsize=8.5)
+        axes.set(title=name, xlabel="Fréchet distance to real ones held out")
+        axes.grid(True)
+    panels[0].set_ylabel("drawn as asked, %")
     return figure
 
 
-def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(values)
+def study_figure(study: Study) -> Figure:
+    """Distance against evaluations and against time, with the front."""
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 4.1), sharey=True)
+    ways = [
+        ("evaluations", lambda trial: float(trial.nfe)),
+        ("measured ms a sample", lambda trial: trial.seconds * 1e3),
+    ]
+    for axes, (name, place) in zip(panels, ways, strict=True):
+        for trial in study.trials[1:]:
+            mark, size = MARKS.get(trial.spacing, "."), 75 if trial.spacing == TUNED else 24
+            colour = COLOURS.get(trial.solver, PURPLE)
+            axes.scatter(place(trial), trial.distance, size, colour, marker=mark, alpha=0.85, linewidths=0)
+        front = pareto_front(study.trials[1:])
+        axes.plot([place(t) for t in front], [t.distance for t in front], color=FAINT, lw=1, zorder=0)
+        axes.axhline(study.reference.distance, color=FAINT, lw=0.8, ls="--")
+        axes.set(xscale="log", yscale="log", xlabel=name)
+        plain(axes)
+    _ring(panels, study.recommended, ways)
+    panels[0].set_ylabel("Fréchet distance to real digits held out")
+    names = dict.fromkeys(trial.solver for trial in study.trials[1:])
+    handles = [plt.Line2D([], [], color=COLOURS.get(name, PURPLE), marker="o", ls="", label=name) for name in names]
+    handles += [plt.Line2D([], [], color=FAINT, marker=mark, ls="", label=name) for name, mark in MARKS.items()]
+    handles += [plt.Line2D([], [], color=FAINT, ls="--", label=f"ddpm, {FULL} {study.reference.nfe} evaluations")]
+    handles += [plt.Line2D([], [], color=INK, marker="o", mfc="none", ms=9, ls="", label="recommended")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)
+    return figure
+
+
+def _ring(panels: Sequence[Axes], trial: Trial, ways: Sequence[tuple[str, Callable[[Trial], float]]]) -> None:
+    for axes, (_, place) in zip(panels, ways, strict=True):
+        axes.scatter(place(trial), trial.distance, 170, "none", edgecolors=INK, linewidths=1)
+
+
+def plain(axes: Axes) -> None:
+    """Numbers as they are written, at a few places of a logarithmic axis."""
+    for axis, places in ((axes.xaxis, (0.5, 1, 2, 4, 6, 8, 12, 25, 50)), (axes.yaxis, (0.3, 0.4, 0.5, 1, 2, 4, 8))):
+        low, high = axis.get_view_interval()
+        axis.set_ticks([place for place in places if low <= place <= high])
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main() -> None:
     args = parse()
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
-    bundle = args.bundle or train(out, args.preset)
+    bundle = args.bundle or train(out, args.preset, args.steps)
     command("sample", bundle, "--prompt", SHOWN[1], "--guidance", "4", "--out", out / "prompt.png", "--num", 8,
             "--threads", THREADS)  # fmt: skip
 
@@ -75,8 +75,8 @@ def main() -> None:
     print(report)
     print(f"written to {out}: shapes.png, prompt.png, report.md")
     if args.install:
-        install(Path(bundle))
-        print(f"written to {default_bundle('shapes')}")
+        install(Path(bundle), args.install)
+        print(f"written to {args.install}")
 
 
 def parse() -> argparse.Namespace:
@@ -86,7 +86,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", default="shapes", help="preset of the trainer")
     parser.add_argument("--num", type=int, default=500, help="prompts of each kind")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="weights of guidance")
-    parser.add_argument("--install", action="store_true", help="put the bundle into the package, as its shapes model")
+    parser.add_argument("--steps", type=int, help="of training; default: the preset's")
+    parser.add_argument("--install", nargs="?", const=default_bundle("shapes"), type=Path, metavar="FOLDER",
+                        help="put the bundle there; without a folder: into the package, as its own")  # fmt: skip
     return parser.parse_args()
 
 
@@ -103,11 +105,12 @@ def command(*words: object) -> None:
         raise SystemExit(status)
 
 
-def train(out: Path, preset: str) -> Path:
+def train(out: Path, preset: str, steps: int | None) -> Path:
     """Train and export; returns the bundle, which is kept small: it has no `sampler` graph."""
     run, bundle = out / "run", out / "bundle"
     shutil.rmtree(run, ignore_errors=True)
-    command("train", "--preset", preset, "--out", run, "--threads", THREADS)
+    shorter = () if steps is None else ("--steps", steps)
+    command("train", "--preset", preset, *shorter, "--out", run, "--threads", THREADS)
     command("export", run, "--out", bundle, "--name", "shapes", "--licence", LICENCE, "--graph", "denoiser")
     return bundle
 
@@ -173,12 +176,12 @@ each prompt of those lines asks for at least one. "All attributes" counts relati
 """
 
 
-def install(path: Path) -> None:
-    """Make it the package's own, without the weights for torch: every runtime reads the graph."""
+def install(path: Path, folder: Path) -> None:
+    """Copy it without the weights for torch: every runtime reads the graph."""
     bundle = read_bundle(path)
     files = tuple(file for file in bundle.manifest.files if file.target != TORCH)
     slim = replace(bundle.manifest, network=None, files=files)
-    write_bundle(default_bundle("shapes"), slim, {file.path: bundle.open_bytes(file) for file in slim.all_files})
+    write_bundle(folder, slim, {file.path: bundle.open_bytes(file) for file in slim.all_files})
 
 
 if __name__ == "__main__":
