@@ -27,7 +27,6 @@ from ddpm_deploy.shapes.caption import captions
 from ddpm_deploy.shapes.judge import TEST_COUNT, SceneJudge, Verdict
 from ddpm_deploy.shapes.scene import HELD_OUT, draw_scenes
 
-THREADS = 2
 BATCH_SIZE = 50
 PROMPT_SEED = 7  # of scenes to ask for: not those of the training
 SPLITS = {"training": "seen in training", "held-out": "held out"}
@@ -60,17 +59,17 @@ def main() -> None:
     args = parse()
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
-    bundle = args.bundle or train(out, args.preset, args.steps)
+    bundle = args.bundle or train(out, args.preset, args.steps, args.threads)
     command("sample", bundle, "--prompt", SHOWN[1], "--guidance", "4", "--out", out / "prompt.png", "--num", 8,
-            "--threads", THREADS)  # fmt: skip
+            "--threads", args.threads)  # fmt: skip
 
     print("\njudging pictures by a classifier of rendered ones")
     judge = SceneJudge()
-    with Sampler.load(bundle, threads=THREADS) as sampler:
+    with Sampler.load(bundle, threads=args.threads) as sampler:
         name = sampler.manifest.model.name
         results = list(measure(sampler, judge, args.num, args.guidance))
         draw(sampler, max(args.guidance), out / "shapes.png")
-    report = render(name, results, judge)
+    report = render(name, results, judge, args.threads)
     (out / "report.md").write_text(report)
     print(report)
     print(f"written to {out}: shapes.png, prompt.png, report.md")
@@ -87,6 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num", type=int, default=500, help="prompts of each kind")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="weights of guidance")
     parser.add_argument("--steps", type=int, help="of training; default: the preset's")
+    parser.add_argument("--threads", type=int, default=2, help="of torch and of the runtime")
     parser.add_argument("--install", nargs="?", const=default_bundle("shapes"), type=Path, metavar="FOLDER",
                         help="put the bundle there; without a folder: into the package, as its own")  # fmt: skip
     return parser.parse_args()
@@ -105,12 +105,12 @@ def command(*words: object) -> None:
         raise SystemExit(status)
 
 
-def train(out: Path, preset: str, steps: int | None) -> Path:
+def train(out: Path, preset: str, steps: int | None, threads: int) -> Path:
     """Train and export; returns the bundle, which is kept small: it has no `sampler` graph."""
     run, bundle = out / "run", out / "bundle"
     shutil.rmtree(run, ignore_errors=True)
     shorter = () if steps is None else ("--steps", steps)
-    command("train", "--preset", preset, *shorter, "--out", run, "--threads", THREADS)
+    command("train", "--preset", preset, *shorter, "--out", run, "--threads", threads)
     command("export", run, "--out", bundle, "--name", "shapes", "--licence", LICENCE, "--graph", "denoiser")
     return bundle
 
@@ -146,7 +146,7 @@ def draw(sampler: Sampler, guidance: float, path: Path) -> None:
     pyplot.close(figure)
 
 
-def render(name: str, results: list[Result], judge: SceneJudge) -> str:
+def render(name: str, results: list[Result], judge: SceneJudge, threads: int) -> str:
     """The report; every figure in it was measured in this run."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("ddpm-deploy", "onnxruntime", "numpy"))
     rows = [("rendered pictures", "", TEST_COUNT, judge.real, ""), *(
@@ -160,7 +160,7 @@ def render(name: str, results: list[Result], judge: SceneJudge) -> str:
     held_out = ", ".join(f"{colour} {shape}" for colour, shape in HELD_OUT)
     return f"""# {name}: what was asked for, and what was drawn
 
-{packages}; Python {platform.python_version()}, {platform.machine()}, {THREADS} threads.
+{packages}; Python {platform.python_version()}, {platform.machine()}, {threads} threads.
 
 | prompts | guidance | pictures | relation | colour | shape | all attributes | whole picture | ms each |
 |---|---|---|---|---|---|---|---|---|
