@@ -13,6 +13,7 @@ from ddpm_deploy.errors import (
     DdpmDeployError,
     NonFiniteError,
     ParityError,
+    ShardError,
     TrainingError,
 )
 from ddpm_deploy.sampler import Sampler
@@ -28,6 +29,7 @@ __all__ = [
     "NonFiniteError",
     "ParityError",
     "Sampler",
+    "ShardError",
     "TrainingError",
     "__version__",
     "available_backends",

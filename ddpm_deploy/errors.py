@@ -50,3 +50,7 @@ class DeadlineExceeded(DdpmDeployError):
 
 class EngineClosed(DdpmDeployError):
     """The engine takes no more requests, or was closed before this one was finished."""
+
+
+class ShardError(DdpmDeployError):
+    """A folder of shards holds another set than the one asked for, or is incomplete or damaged."""

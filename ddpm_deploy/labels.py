@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,12 +17,25 @@ def labels_of(text: str, manifest: Manifest, n: int) -> tuple[str, NDArray[np.in
 
     text: names or numbers with commas between; "none" is no label, where the model can do without. Raises ValueError.
     """
-    known = [condition for condition in manifest.conditions if condition.classes is not None and not condition.shape]
-    if len(known) != 1:
+    name, numbers = label_numbers(text.split(","), manifest)
+    return name, np.resize(numbers, n)
+
+
+def label_numbers(words: Iterable[str], manifest: Manifest) -> tuple[str, NDArray[np.int64]]:
+    """The condition that has classes, and the number of each label; ValueError."""
+    words = [word.strip() for word in words]
+    condition = labelled(manifest)
+    if condition is None:
         names = ", ".join(condition.name for condition in manifest.conditions) or "none"
-        raise ValueError(f"label: got {text!r}, but the bundle has no one condition with classes; it has {names}")
-    numbers = [_number(word.strip(), known[0]) for word in text.split(",")]
-    return known[0].name, np.resize(np.array(numbers, np.int64), n)
+        got = ",".join(words[:10])
+        raise ValueError(f"label: got {got!r}, but the bundle has no one condition with classes; it has {names}")
+    return condition.name, np.array([_number(word, condition) for word in words], np.int64)
+
+
+def labelled(manifest: Manifest) -> Condition | None:
+    """The one condition that has classes, if there is one."""
+    known = [condition for condition in manifest.conditions if condition.classes is not None and not condition.shape]
+    return known[0] if len(known) == 1 else None
 
 
 def _number(word: str, condition: Condition) -> int:

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from ddpm_deploy.arguments import array
 from ddpm_deploy.backends.external import Weights, check_own_tensors, refuse_external_data
 from ddpm_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from ddpm_deploy.bundle import read_bundle
@@ -33,7 +34,6 @@ from ddpm_deploy.export.sources.base import Settings
 from ddpm_deploy.export.sources.files import read_safetensors, read_weights
 from ddpm_deploy.export.sources.open import open_source
 from ddpm_deploy.protobuf import fields
-from ddpm_deploy.sample import _array
 
 MODEL = h.tiny_onnx().SerializeToString()
 TEMPORARY = [HealthCheck.function_scoped_fixture]
@@ -252,7 +252,7 @@ def npy() -> bytes:
 def test_any_bytes_are_an_array_of_numbers_or_a_named_refusal(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(data)
     with contextlib.suppress(ValueError):
-        assert not _array(tmp_path / "a.npy").dtype.hasobject
+        assert not array(tmp_path / "a.npy").dtype.hasobject
 
 
 # -- folders that look like a model -----------------------------------------------------------------------------------
@@ -303,6 +303,6 @@ def test_the_sound_inputs_of_this_file_are_read(tmp_path: Path) -> None:
         check_own_tensors("test", beside(), Weights("w", bytes(35)))
     onnx.checker.check_model(onnx.ModelProto.FromString(MODEL))
     (tmp_path / "a.npy").write_bytes(npy())
-    assert _array(tmp_path / "a.npy").shape == (3, 4)
+    assert array(tmp_path / "a.npy").shape == (3, 4)
     with pytest.raises(BundleError):
         read_bundle(tmp_path)
