@@ -10,8 +10,9 @@ from ddpm_deploy.backends.auto import NAME as AUTO
 from ddpm_deploy.bundle import Manifest
 from ddpm_deploy.cli import words
 from ddpm_deploy.encoder import PROMPT
+from ddpm_deploy.job import plan_settings
 from ddpm_deploy.plan import Plan
-from ddpm_deploy.sampler import Sampler
+from ddpm_deploy.solvers import make_plan
 from ddpm_deploy.turns import Turns, turns_of_words
 
 
@@ -25,12 +26,12 @@ def opening(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def chosen_plan(asked: argparse.Namespace, sampler: Sampler) -> Plan:
+def chosen_plan(asked: argparse.Namespace, manifest: Manifest) -> Plan:
     """That of a file, or of a solver with its options; ValueError for both."""
-    solver = (asked.solver, asked.steps, asked.spacing)
+    solver, options = (asked.solver, asked.steps, asked.spacing), arguments.solver_options(asked.option)
     if asked.plan is None:
-        return sampler.plan(*solver, **arguments.solver_options(asked.option))
-    if solver != (None, None, None) or asked.option:
+        return make_plan(schedule=manifest.schedule, **plan_settings(manifest, *solver, None, options))
+    if solver != (None, None, None) or options:
         raise ValueError("--plan: given together with --solver, --steps, --spacing or --option; choose one")
     return Plan.load(asked.plan)
 

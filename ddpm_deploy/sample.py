@@ -116,7 +116,7 @@ def draw_pictures(asked: argparse.Namespace) -> int:
     conditions = arguments.conditions(asked.condition)
     with Sampler.load(asked.bundle, digest=asked.digest, **opening(asked)) as sampler:
         check_output(asked.out, asked.animate, sampler.manifest.sample_shape)
-        plan = chosen_plan(asked, sampler)
+        plan = chosen_plan(asked, sampler.manifest)
         if asked.print_plan:
             print(plan, file=sys.stderr if asked.json else sys.stdout)
         n = asked.num if given["x_T"] is None else len(given["x_T"])

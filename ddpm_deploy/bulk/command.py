@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_deploy import arguments
 from ddpm_deploy.asked import chosen_plan, opening, words_in_turn
-from ddpm_deploy.bulk.draw import draw_set
+from ddpm_deploy.backends.auto import NAME as AUTO
+from ddpm_deploy.bulk.draw import Show, draw_set
 from ddpm_deploy.bulk.folder import SetFolder
 from ddpm_deploy.bulk.order import Order
 from ddpm_deploy.bulk.verify import verify_set
-from ddpm_deploy.bundle import Manifest, default_bundle, read_bundle
+from ddpm_deploy.bundle import Bundle, Manifest, default_bundle, read_bundle
 from ddpm_deploy.plan import Plan
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.turns import turn_of_rows
@@ -25,16 +26,18 @@ if TYPE_CHECKING:
 
 def draw_shards(asked: argparse.Namespace) -> int:
     """Draw what is not there yet of a set, or of a part of it."""
+    if asked.backend == AUTO:
+        raise ValueError("--backend auto: may take another for each batch; name the one that `tune` recommends")
+    if asked.ray_workers is not None and not asked.ray:
+        raise ValueError("--ray-workers: means nothing without --ray; give both")
     bundle = read_bundle(asked.bundle or default_bundle(), digest=asked.digest, verify=False)
-    began = time.perf_counter()
-    with Sampler.load(bundle, **opening(asked)) as sampler:
-        order = _order(asked, chosen_plan(asked, sampler), sampler.manifest)
-        if asked.print_plan:
-            print(order.plan, file=sys.stderr if asked.json else sys.stdout)
-        mine = order.part(*asked.shard)
-        samples = sum(len(order.positions(shard)) for shard in mine)
-        with _bar(asked, samples, "drawing") as bar:
-            drawn = draw_set(sampler, order, SetFolder(asked.shards), bundle.digest, part=asked.shard, show=bar.update)
+    order = _order(asked, chosen_plan(asked, bundle.manifest), bundle.manifest)
+    if asked.print_plan:
+        print(order.plan, file=sys.stderr if asked.json else sys.stdout)
+    mine = order.part(*asked.shard)
+    samples, began = sum(len(order.positions(shard)) for shard in mine), time.perf_counter()
+    with _bar(asked, samples, "drawing") as bar:
+        drawn = (_drawn_on_ray if asked.ray else _drawn_here)(asked, bundle, order, bar.update)
     seconds = round(time.perf_counter() - began, 3)
     report = {"shards": len(mine), "of": order.shards, "samples": samples, "drawn": drawn, "seconds": seconds}
     _tell(asked, report, "{samples} samples in {shards} of {of} shards, {drawn} of them drawn now, {seconds:.1f} s")
@@ -53,6 +56,19 @@ def verify_shards(asked: argparse.Namespace) -> int:
     right = "{samples} samples in {shards} shards, every byte as it was written"
     _tell(asked, report, wrong if verdict.faults else right)
     return int(bool(verdict.faults))
+
+
+def _drawn_here(asked: argparse.Namespace, bundle: Bundle, order: Order, show: Show) -> int:
+    with Sampler.load(bundle, **opening(asked)) as sampler:
+        return draw_set(sampler, order, SetFolder(asked.shards), bundle.digest, part=asked.shard, show=show)
+
+
+def _drawn_on_ray(asked: argparse.Namespace, bundle: Bundle, order: Order, show: Show) -> int:
+    from ddpm_deploy.bulk.on_ray import draw_set_on_ray
+
+    return draw_set_on_ray(
+        bundle, opening(asked), order, asked.shards, part=asked.shard, workers=asked.ray_workers, show=show
+    )
 
 
 def _order(asked: argparse.Namespace, plan: Plan, manifest: Manifest) -> Order:

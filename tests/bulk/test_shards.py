@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from ddpm_deploy import Sampler, ShardError
+from ddpm_deploy.backends.auto import AutoBackend
 from ddpm_deploy.bulk import Order, SetFolder, draw_set, verify_set
 from ddpm_deploy.images import to_uint8
 from ddpm_deploy.sample import main
@@ -323,12 +324,14 @@ def test_the_batch_size_is_part_of_a_set_only_where_it_can_change_a_picture(guid
         order = Order(invariant.plan(steps=1), num=2, batch_size=16)
         assert order.identity("m", "d", invariant.backend)["batch_size"] is None
         assert order.identity("m", "d", other.backend)["batch_size"] == 16
+        with pytest.raises(ValueError, match="backend: got auto"):
+            order.identity("m", "d", AutoBackend({1: other.backend}))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--shards", "."), "holds other.txt, which is no part of a set"),
+        (("--shards", "."), "holds empty.txt, which is no part of a set"),
         (("--shards", "set", "--num", 0), "num: got 0"),
         (("--shards", "set", "--shard-size", 0), "shard_size: got 0"),
         (("--shards", "set", "--batch-size", -1), "batch_size: got -1"),
@@ -337,7 +340,7 @@ def test_the_batch_size_is_part_of_a_set_only_where_it_can_change_a_picture(guid
         (("--shards", "set", "--label", "a", "--label-file", "other.txt"), "--label: given together with --label-file"),
         (("--shards", "set", "--label-file", "empty.txt"), "empty.txt: got no line"),
         (("--shards", "set", "--label-file", "other.txt"), "label: got 'hello'"),
-        (("--shards", "set", "--backend", "auto"), "backend: got auto"),
+        (("--shards", "set", "--backend", "auto"), "--backend auto: may take another for each batch"),
         (("--shards", "set", "--columns", 3), "--columns: means nothing beside --shards"),
         (("--shards", "set", "--x-T", "x.npy"), "--x-T: means nothing beside --shards"),
         (("--out", "x.png", "--shard-size", 3), "--shard-size: means nothing beside --out"),
