@@ -37,9 +37,11 @@ format: $(READY) ## put the code into shape
 bench: $(READY) ## every backend beside its peers, and a report in benchmarks/reports
 	$(PY) -m pytest benchmarks
 
-soak: $(READY) ## kill 200 exports while they write, and 200 bare writers; a table of what readers found
+soak: $(READY) ## kill exports, bare writers and jobs that draw shards, hundreds of times; tables of what was found
 	PYTHONPATH=tests:tests/trust:. $(PY) tests/trust/export_killer.py runs/soak/exports 200
 	PYTHONPATH=tests:. $(PY) tests/bundle_killer.py moments runs/soak/writers/b 0 200
+	PYTHONPATH=. $(PY) tests/bulk/shard_killer.py runs/soak/shards 100
+	PYTHONPATH=. $(PY) tests/bulk/shard_killer.py runs/soak/shard-calls calls
 
 bundle: $(READY) ## train and export the digits bundle inside the package again
 	$(PY) examples/digits_demo.py --out runs/bundle --num-chain 500 --install
@@ -77,6 +79,6 @@ clean: ## remove the virtual environment and all runs
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,openvino,tensorrt,train,export,serve,plot,bench,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,openvino,tensorrt,train,export,serve,distributed,plot,bench,dev]'
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(PEERS)
 	@touch $(READY)

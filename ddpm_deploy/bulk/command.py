@@ -64,8 +64,10 @@ def _drawn_here(asked: argparse.Namespace, bundle: Bundle, order: Order, show: S
 
 
 def _drawn_on_ray(asked: argparse.Namespace, bundle: Bundle, order: Order, show: Show) -> int:
-    from ddpm_deploy.bulk.on_ray import draw_set_on_ray
-
+    try:
+        from ddpm_deploy.bulk.on_ray import draw_set_on_ray
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--ray: {error}; pip install 'ddpm-deploy[distributed]'") from None
     return draw_set_on_ray(
         bundle, opening(asked), order, asked.shards, part=asked.shard, workers=asked.ray_workers, show=show
     )
