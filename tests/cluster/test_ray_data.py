@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray", reason="a cluster on this machine")
+pytest.importorskip("psutil", reason="finds the sampler to be killed")
 
 from ddpm_deploy.bulk import SetFolder, verify_set
 from ddpm_deploy.sample import main
@@ -20,11 +21,29 @@ WORDS = ["--num", "70", "--shard-size", "16", "--steps", "3", "--solver", "ddpm"
 
 SCRIPT = """
 import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
 import ray
 from ddpm_deploy.sample import main
 
+killed = []
+
+
+def kill_the_sampler_of(folder):
+    while not list(Path(folder).glob("*.tar.json")):
+        time.sleep(0.01)
+    for process in psutil.Process().children(recursive=True):
+        if "_Drawer" in " ".join(process.cmdline()):
+            process.kill()
+            killed.append(process.pid)
+
+
 ray.init(address="local", num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
-words, one, several = sys.argv[3:], sys.argv[1], sys.argv[2]
+one, several, mourned, words = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
+threading.Thread(target=kill_the_sampler_of, args=[mourned], daemon=True).start()
 codes = [
     main(["--shards", one, "--ray", "--threads", "3", *words]),
     main(["--shards", one, "--ray", *words]),
@@ -33,9 +52,10 @@ codes = [
     main(["--shards", several, "--ray", "--ray-workers", "2", "--shard", "2/2", *words]),
     main(["--shards", several, "--ray", "--shard", "1/2", *words]),
     main(["--shards", several, "--ray", "--shard", "9/9", *words]),
+    main(["--shards", mourned, "--ray", "--ray-workers", "1", *words, "--num", "200", "--steps", "100"]),
 ]
 ray.shutdown()
-sys.exit(0 if codes == [2, 0, 0, 2, 0, 0, 0] else f"exit codes {codes}")
+sys.exit(0 if codes == [2, 0, 0, 2, 0, 0, 0, 0] and killed else f"exit codes {codes}, killed {killed}")
 """
 
 
@@ -48,22 +68,32 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_a_set_drawn_on_ray_is_the_one_drawn_here_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    here, one, several = (tmp_path / name for name in ("here", "one", "several"))
+def test_sets_drawn_on_ray_are_those_drawn_here_also_where_a_sampler_was_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    here, one, several, mourned, whole = (tmp_path / name for name in ("here", "one", "several", "mourned", "whole"))
     assert main(["--shards", str(here), *WORDS]) == 0
+    assert main(["--shards", str(whole), *WORDS, "--num", "200", "--steps", "100"]) == 0
     capsys.readouterr()
-    command = [sys.executable, "-c", SCRIPT, str(one), str(several), *WORDS]
+    command = [sys.executable, "-c", SCRIPT, str(one), str(several), str(mourned), *WORDS]
     done = subprocess.run(
         command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [(report["shards"], report["drawn"]) for report in reports] == [(5, 70), (5, 0), (2, 32), (3, 38), (0, 0)]
+    assert [(report["shards"], report["drawn"]) for report in reports[:-1]] == [
+        (5, 70),
+        (5, 0),
+        (2, 32),
+        (3, 38),
+        (0, 0),
+    ]
     assert "--ray: a sampler takes 3 CPU, but the cluster has 2 CPU; change --threads" in done.stderr
     assert "one: holds another set of samples: seed: 0 there, 1 asked for" in done.stderr
-    expected = {path.name: path.read_bytes() for path in here.iterdir()}
-    for folder in (one, several):
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+    for folder, same in ((one, here), (several, here), (mourned, whole)):
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+            path.name: path.read_bytes() for path in same.iterdir()
+        }
         assert verify_set(SetFolder(folder)).faults == ()
 
 

@@ -122,3 +122,20 @@ def test_read_only_place_is_refused_before_any_work(
     with pytest.raises(BackendError, match="Read-only file system; give another folder"):
         EngineCache(disk / "cache").store(KEY, built(10))
     assert read_bundle(disk / "b").manifest.model.name == "old"
+
+
+def test_shards_for_a_full_disk_are_one_clear_line_and_go_on_when_there_is_room(
+    disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fill(disk, 80 * 2**10)
+    command = ["--num", "48", "--steps", "1", "--threads", "1", "--shards", str(disk / "set"), "--shard-size", "12"]
+    assert sample(command) == 2
+    line = capfd.readouterr().err
+    assert line.count("\n") == 1
+    assert "No space left on device" in line
+    left = os.listdir(disk / "set")
+    assert 0 < sum(name.endswith(".tar") for name in left) < 4
+    assert not [name for name in left if name.startswith(".")]
+    (disk / "filler").unlink()
+    assert sample(command) == 0
+    assert sample(["--shards", str(disk / "set"), "--verify"]) == 0
