@@ -39,6 +39,7 @@ def draw_set_on_ray(
     needs = {"CPU": threads} | ({"GPU": 1} if str(opening.get("device")).startswith("cuda") else {})
     shards, settings = order.part(*part), {**opening, "threads": threads, "digest": bundle.digest}
     with _connected():
+        ray.data.DataContext.get_current().enable_progress_bars = False
         room = _room(needs)
         if not shards:
             return 0
@@ -115,7 +116,6 @@ def _room(needs: Mapping[str, int]) -> int:
 
 def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
     """The rows as they come; raises what a sampler could not do."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
     for row in dataset.iter_rows():
         if row["error"]:
             raise DdpmDeployError(row["error"])

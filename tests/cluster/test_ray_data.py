@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 WORDS = ["--num", "70", "--shard-size", "16", "--steps", "3", "--solver", "ddpm", "--label", "3,none", "--json"]
 
 SCRIPT = """
+import contextlib
 import sys
 import threading
 import time
@@ -35,10 +36,12 @@ killed = []
 def kill_the_sampler_of(folder):
     while not list(Path(folder).glob("*.tar.json")):
         time.sleep(0.01)
-    for process in psutil.Process().children(recursive=True):
-        if "_Drawer" in " ".join(process.cmdline()):
-            process.kill()
-            killed.append(process.pid)
+    while not killed:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if "_Drawer" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
 
 
 ray.init(address="local", num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
@@ -52,7 +55,7 @@ codes = [
     main(["--shards", several, "--ray", "--ray-workers", "2", "--shard", "2/2", *words]),
     main(["--shards", several, "--ray", "--shard", "1/2", *words]),
     main(["--shards", several, "--ray", "--shard", "9/9", *words]),
-    main(["--shards", mourned, "--ray", "--ray-workers", "1", *words, "--num", "200", "--steps", "100"]),
+    main(["--shards", mourned, "--ray", "--ray-workers", "1", *words, "--num", "200", "--steps", "300"]),
 ]
 ray.shutdown()
 sys.exit(0 if codes == [2, 0, 0, 2, 0, 0, 0, 0] and killed else f"exit codes {codes}, killed {killed}")
@@ -73,7 +76,7 @@ def test_sets_drawn_on_ray_are_those_drawn_here_also_where_a_sampler_was_killed(
 ) -> None:
     here, one, several, mourned, whole = (tmp_path / name for name in ("here", "one", "several", "mourned", "whole"))
     assert main(["--shards", str(here), *WORDS]) == 0
-    assert main(["--shards", str(whole), *WORDS, "--num", "200", "--steps", "100"]) == 0
+    assert main(["--shards", str(whole), *WORDS, "--num", "200", "--steps", "300"]) == 0
     capsys.readouterr()
     command = [sys.executable, "-c", SCRIPT, str(one), str(several), str(mourned), *WORDS]
     done = subprocess.run(
