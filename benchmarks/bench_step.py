@@ -29,7 +29,7 @@ def specs(options: Options) -> list[Spec]:
 
 def time_group(options: Options, spec: Spec) -> TimeIt:
     """Seconds for a group; opening a large network, and warming it up, takes longer than the rounds."""
-    full, quick = Effort(budget_s=60, max_rounds=120, min_rounds=18), Effort(budget_s=10, min_rounds=20)
+    full, quick = Effort(budget_s=60, max_rounds=360, min_rounds=18), Effort(budget_s=10, min_rounds=20)
     return in_rounds(full if options.full else quick, openings_of(options))
 
 

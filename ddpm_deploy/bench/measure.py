@@ -15,7 +15,7 @@ WINDOW = 3  # rounds that are compared with as many before them
 WARMUP_ROUNDS = 3 * WINDOW
 STABLE = 0.05
 SHORT_S = 0.05  # where a contender of a group is shorter than this, every call is preceded by untimed ones,
-SETTLE_S = 0.001  # for so long at least,
+SETTLE_S = 0.01  # for so long at least,
 LONG_S = 1.0  # unless it is longer than this itself
 OPENINGS = 6
 

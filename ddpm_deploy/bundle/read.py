@@ -7,9 +7,11 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import BinaryIO
 
 from ddpm_deploy.bundle.codec import from_json, from_metadata
 from ddpm_deploy.bundle.fields import MAX_JSON_BYTES
@@ -17,7 +19,6 @@ from ddpm_deploy.bundle.manifest import MANIFEST_NAME, PORTABLE, TORCH, DataFile
 from ddpm_deploy.bundle.onnx_metadata import find_metadata, metadata_entries
 from ddpm_deploy.errors import BundleError
 
-CHUNK_BYTES = 2**20
 ATTEMPTS = 10
 AGREED = ("schedule", "prediction", "variance", "clip", "sample_shape", "conditions", "output")
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -61,7 +62,7 @@ class Bundle:
 
     def open_bytes(self, file: ModelFile | DataFile) -> bytes:
         """Read the file once and check the very bytes that are returned; raises BundleError."""
-        data = b"".join(_chunks(self.path(file), file.size_bytes))
+        data = _contents(self.path(file), file.size_bytes)
         _check(data, self.path(file), file, self.manifest)
         return data
 
@@ -108,7 +109,7 @@ def read_onnx_manifest(model: str | os.PathLike[str] | bytes) -> Manifest:
     if isinstance(model, bytes):
         return _onnx_manifest(model, "model.onnx")
     path = Path(model)
-    return _onnx_manifest(b"".join(_chunks(path)), path.name)
+    return _onnx_manifest(_contents(path), path.name)
 
 
 def sha256_of(data: bytes) -> str:
@@ -131,14 +132,14 @@ def _read_folder(root: Path, digest: str | None, verify: bool) -> Bundle:
     for file in manifest.all_files:
         path = root / file.path
         if verify:
-            _check(b"".join(_chunks(path, file.size_bytes)), path, file, manifest)
+            _check(_contents(path, file.size_bytes), path, file, manifest)
         else:
             _check_glance(path, file, manifest)
     return Bundle(root, manifest, found)
 
 
 def _read_lone(path: Path, digest: str | None) -> Bundle:
-    data = b"".join(_chunks(path))
+    data = _contents(path)
     found = sha256_of(data)
     _check_pin(path, found, digest)
     return Bundle(path.parent, _onnx_manifest(data, path.name), found)
@@ -150,11 +151,10 @@ def _onnx_manifest(model: bytes, name: str) -> Manifest:
 
 
 def _read_small(path: Path) -> bytes:
-    data = b""
-    for chunk in _chunks(path):
-        data += chunk
-        if len(data) > MAX_JSON_BYTES:
-            raise BundleError(f"{path}: is larger than {MAX_JSON_BYTES} bytes; it is no bundle")
+    with _opened(path) as stream:
+        data = stream.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise BundleError(f"{path}: is larger than {MAX_JSON_BYTES} bytes; it is no bundle")
     return data
 
 
@@ -167,7 +167,8 @@ def _check(data: bytes, path: Path, file: ModelFile | DataFile, manifest: Manife
 
 def _check_glance(path: Path, file: ModelFile | DataFile, manifest: Manifest) -> None:
     """As `_check`, without reading the weights: the size, and what the file says of the model."""
-    next(_chunks(path, file.size_bytes), None)
+    with _opened(path, file.size_bytes):
+        pass
     if path.suffix == ".onnx" and file.size_bytes:
         with open(path, "rb") as stream:
             _check_agrees(mmap(stream.fileno(), 0, access=ACCESS_READ), path, manifest)
@@ -193,8 +194,15 @@ def _check_agrees(model: bytes | mmap, path: Path, manifest: Manifest) -> None:
             )
 
 
-def _chunks(path: Path, size_bytes: int | None = None) -> Iterator[bytes]:
-    """The contents of a regular file, never of a link; with size_bytes exactly that many bytes."""
+def _contents(path: Path, size_bytes: int | None = None) -> bytes:
+    """All of a regular file, read once and held once; with size_bytes exactly that many bytes."""
+    with _opened(path, size_bytes) as stream:
+        return stream.read() if size_bytes is None else stream.read(size_bytes)
+
+
+@contextmanager
+def _opened(path: Path, size_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """A regular file, never a link, of that size."""
     try:
         with open(os.open(path, OPEN_FLAGS), "rb") as stream:
             status = os.fstat(stream.fileno())
@@ -202,8 +210,7 @@ def _chunks(path: Path, size_bytes: int | None = None) -> Iterator[bytes]:
                 raise BundleError(f"{path}: is no regular file; links and devices are refused, copy the file here")
             if size_bytes is not None and status.st_size != size_bytes:
                 raise _changed(path, f"{status.st_size} bytes", str(size_bytes))
-            while chunk := stream.read(CHUNK_BYTES):
-                yield chunk
+            yield stream
     except FileNotFoundError:
         raise BundleError(f"{path}: is missing; copy the whole bundle or export it again") from None
     except OSError as error:

@@ -33,6 +33,7 @@ from ddpm_deploy.bench.report.svg import draw, swatch
 
 STYLE = files(__package__) / "report.css"  # found in a wheel as well
 UNBROKEN = 30  # letters of a cell that stay on one line
+WIDE = 7  # columns from which on a table becomes a list on a phone
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a browser that obeys it loads nothing, whatever is written
 PICTURES = "; img-src data:"  # what the page itself holds
 
@@ -105,15 +106,19 @@ def _table(block: Table) -> Element:
     looks = ["right" if right else None for right in block.right]
     head = [element("th", name, class_=look, scope="col") for name, look in zip(block.names, looks, strict=True)]
     body = [
-        element("tr", *_cells(row, looks), class_="marked" if k in block.marked else None)
+        element("tr", *_cells(row, looks, block.names), class_="marked" if k in block.marked else None)
         for k, row in enumerate(block.rows)
     ]
-    table = element("table", element("thead", element("tr", *head)), element("tbody", *body))
+    wide = "wide" if len(block.names) >= WIDE else None
+    table = element("table", element("thead", element("tr", *head)), element("tbody", *body), class_=wide)
     return element("div", table, class_="scroll", tabindex="0")
 
 
-def _cells(row: Sequence[Inline], looks: Sequence[str | None]) -> list[Element]:
+def _cells(row: Sequence[Inline], looks: Sequence[str | None], names: Sequence[str]) -> list[Element]:
+    """Each with the name of its column, which a narrow screen shows before it."""
     first, *others = (element("td", *_cell(cell), class_=look) for cell, look in zip(row, looks, strict=True))
+    for cell, name in zip(others, names[1:], strict=True):
+        cell.set("data-head", name)
     first.tag = "th"
     first.set("scope", "row")
     return [first, *others]

@@ -30,6 +30,7 @@ from ddpm_deploy.bench.report.views import (
 
 NAMED = 4  # things that a sentence names before it counts the others
 REASON = 100  # letters of a reason; all of it stands in the section of what was skipped
+RANDOM = "random weights"
 CONTENDER = re.compile(r"([^-\[\]]+)-(fp32|fp16|bf16|int8(?:-bf16)?)-b\d+")  # within the id of a row
 
 
@@ -43,7 +44,8 @@ def summary(report: Report) -> list[Line]:
 
 def model_in_words(report: Report) -> str:
     """`digits, trained weights`."""
-    return f"{report.model.get('name', 'unnamed model')}, {'trained' if is_trained(report) else 'random'} weights"
+    name = str(report.model.get("name", "unnamed model")).removesuffix(f", {RANDOM}")
+    return f"{name}, {'trained weights' if is_trained(report) else RANDOM}"
 
 
 def device_in_words(machine: Mapping[str, Any]) -> str:
