@@ -1,8 +1,8 @@
 """What was set out to reach on a CPU, and what two runs of the benchmarks measured, as Markdown tables.
 
-    pytest benchmarks/ --model cifar10 --full -k "not 1000"
-    pytest benchmarks/ --full
-    python -m benchmarks.targets benchmarks/reports/cifar10-full-part benchmarks/reports/digits-full
+    pytest benchmarks/bench_step.py benchmarks/bench_cold.py benchmarks/bench_overhead.py --model cifar10 --full
+    pytest benchmarks/bench_step.py benchmarks/bench_sampling.py benchmarks/bench_quality.py --full
+    python -m benchmarks.targets benchmarks/reports/cifar10-full-part benchmarks/reports/digits-full-part
 
 Ratios are paired, within the rounds of one group; parity is that of our row. A figure of a row that is not to be quoted
 says so beside its verdict, and one that could not be measured here says why. With `--into` the tables go into a page,
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bench_sampling import FEW, LOOPS
 from benchmarks.peers import COMPILED, EAGER
+from ddpm_deploy.bench.gate import require_same_model
 from ddpm_deploy.bench.record import OWN, Report, Row, of_products, read_report
 from ddpm_deploy.bench.report.gains import EQUAL, as_good, lost
 from ddpm_deploy.bench.report.markdown import line_to_markdown, table_to_markdown
@@ -96,6 +97,12 @@ def page(network: Report, digits: Report) -> str:
             ),
         ]
     return "\n\n".join(parts)
+
+
+def with_sections(network: Report, beside: Report) -> Report:
+    """The rows of one run and the sections, cold starts and overhead, of another of the same model."""
+    require_same_model(network, beside)
+    return replace(network, sections={**network.sections, **beside.sections})
 
 
 def into(path: Path, text: str) -> None:
@@ -218,9 +225,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", type=Path, help="report folder of the CIFAR-10 network")
     parser.add_argument("digits", type=Path, help="report folder of the digits model")
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="report of the network's cold start and overhead")
     parser.add_argument("--into", type=Path, metavar="PAGE", help="write the tables of both runs there")
     args = parser.parse_args(argv)
-    reports = [read_report(folder / "report.json") for folder in (args.network, args.digits)]
+    network, digits = (read_report(folder / "report.json") for folder in (args.network, args.digits))
+    if args.beside is not None:
+        network = with_sections(network, read_report(args.beside / "report.json"))
+    reports = (network, digits)
     print(table(*reports))
     if args.into is not None:
         into(args.into, page(*reports))
