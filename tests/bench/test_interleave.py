@@ -163,7 +163,7 @@ def test_levelled_out_compares_the_last_three_with_the_three_before(seconds: lis
 
 def test_short_call_follows_an_untimed_one_of_its_own_and_a_long_one_does_not() -> None:
     machine = Machine()
-    contenders = [machine.steady("short", SHORT_S / 10), machine.steady("long", 2 * measure.LONG_S)]
+    contenders = [machine.steady("short", SHORT_S / 2), machine.steady("long", 2 * measure.LONG_S)]
     interleave(contenders, Effort(1000, 10, 10), clock=machine)
     measured = machine.ran[-30:]
     assert (measured.count("short"), measured.count("long")) == (20, 10)
@@ -172,9 +172,16 @@ def test_short_call_follows_an_untimed_one_of_its_own_and_a_long_one_does_not() 
 
 def test_where_one_call_is_short_all_but_long_ones_get_an_untimed_call() -> None:
     machine = Machine()
-    contenders = [machine.steady("short", SHORT_S / 10), machine.steady("longer", 2 * SHORT_S)]
+    contenders = [machine.steady("short", SHORT_S / 2), machine.steady("longer", 2 * SHORT_S)]
     interleave(contenders, Effort(1000, 10, 10), clock=machine)
     assert (machine.ran[-40:].count("short"), machine.ran[-40:].count("longer")) == (20, 20)
+
+
+def test_untimed_calls_go_on_until_neighbours_threads_are_asleep() -> None:
+    machine = Machine()
+    contenders = [machine.steady("short", measure.SETTLE_S / 4), machine.steady("long", 2 * measure.LONG_S)]
+    interleave(contenders, Effort(1000, 10, 10), clock=machine)
+    assert (machine.ran[-60:].count("short"), machine.ran[-60:].count("long")) == (50, 10)
 
 
 def test_where_no_call_is_short_there_are_no_untimed_ones() -> None:

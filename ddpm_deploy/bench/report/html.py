@@ -163,6 +163,8 @@ def _cell(cell: Inline) -> list[Child]:
 
 def _breakable(text: str) -> list[Child]:
     """A cell's text in pieces that stay on one line each: it breaks after a comma and not in figures."""
+    if not text:
+        return []
     if "," not in text and len(text) <= UNBROKEN:
         return [element("span", text, class_="piece")]
     pieces = [piece + "," for piece in text.split(", ")]
