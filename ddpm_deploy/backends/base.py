@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 import numpy as np
 
+from ddpm_deploy.backends.memory import is_out_of_memory, way_out
 from ddpm_deploy.bundle import Bundle, TensorSpec
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 
@@ -149,6 +150,7 @@ class GuardedBackend(ABC):
         self.details = details
         self._runtime: Any = runtime
         self._pid = os.getpid()
+        self._fitted = 0  # the largest batch that has run
         _open.add(self)
         self._expected = [(spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs]
         self._names = {spec.name for spec in inputs}
@@ -170,9 +172,12 @@ class GuardedBackend(ABC):
             )
         self._check(feeds)
         try:
-            return self._evaluate(runtime, feeds)
+            outputs = self._evaluate(runtime, feeds)
         except Exception as error:
-            raise BackendError(f"{self.name}: the runtime failed: {one_line(error)}") from error
+            way = f"; {way_out(_batch(feeds), self._fitted)}" if is_out_of_memory(error) else ""
+            raise BackendError(f"{self.name}: the runtime failed: {one_line(error)}{way}") from error
+        self._fitted = max(self._fitted, _batch(outputs))
+        return outputs
 
     def close(self) -> None:
         """Let go of the runtime; calls that are running finish first."""
@@ -281,6 +286,11 @@ def check_signature(backend: str, kind: str, declared: Sequence[TensorSpec], act
             f"{backend}: {kind} of the graph: received {_described(actual)}, expected {_described(declared)}; "
             "the model file does not fit its manifest, export it again"
         )
+
+
+def _batch(arrays: Mapping[str, np.ndarray]) -> int:
+    first = next(iter(arrays.values()), None)
+    return len(first) if first is not None and first.ndim else 1
 
 
 def device_index(device: str) -> int | None:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm_deploy.backends.memory import is_out_of_memory
 from ddpm_deploy.errors import BackendError
 from ddpm_deploy.serve.buckets import Buckets
-
-# The words of torch, ONNX Runtime, C++ (OpenVINO), numpy and CUDA.
-OUT_OF_MEMORY = re.compile(
-    "out of memory|not enough memory|too little memory|allocate memory|bad.?alloc|unable to allocate|OUT_OF_MEMORY",
-    re.IGNORECASE,
-)
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -71,11 +65,6 @@ def _split(run: Callable[[Feeds], Array], feeds: Feeds, count: int, first: int, 
     tail = {name: array[first:] for name, array in feeds.items()}
     yield from _pieces(run, head, first, buckets)
     yield from _pieces(run, tail, count - first, buckets)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may succeed."""
-    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def _padded(array: Array, size: int) -> Array:

@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from ddpm_deploy.backends import available_backends, open_backend
-from ddpm_deploy.backends.base import check_signature, device_index
+from ddpm_deploy.backends.base import GuardedBackend, check_signature, device_index
 from ddpm_deploy.bundle import Bundle, TensorSpec
 from ddpm_deploy.errors import BackendError, BundleError
 
 X = TensorSpec("x", ("B", 3), "float32")
+
+
+class Roomy(GuardedBackend):
+    """Has room for a batch of `room`."""
+
+    name, room = "roomy", 4
+
+    def __init__(self) -> None:
+        how: dict[str, Any] = {
+            "device": "cpu",
+            "precision": "fp32",
+            "threads": 1,
+            "batch_invariant": True,
+            "details": {},
+        }
+        super().__init__(object(), (X,), (X,), **how)
+
+    def _evaluate(self, runtime: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if len(feeds["x"]) > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return {"x": feeds["x"]}
+
+
+def test_batch_without_room_is_told_with_the_largest_that_had_some() -> None:
+    backend, x = Roomy(), np.zeros((9, 3), np.float32)
+    with pytest.raises(BackendError, match=r"2\.00 GiB; a batch of 9 does not fit: draw fewer at a time"):
+        backend.run({"x": x})
+    for batch in (3, 2):
+        backend.run({"x": x[:batch]})
+    with pytest.raises(BackendError, match="a batch of 8 does not fit, and one of 3 did: draw fewer at a time"):
+        backend.run({"x": x[:8]})
+    backend.room = 0
+    with pytest.raises(BackendError, match="not even one sample fits: free memory, or use a lower precision"):
+        backend.run({"x": x[:1]})
 
 
 def test_every_backend_reports_whether_it_can_be_had() -> None:
