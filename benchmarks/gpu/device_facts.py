@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_deploy.backends.base import device_index
+from ddpm_deploy.backends.tensorrt.device import visible_uuids
 from ddpm_deploy.bench.machine import UNKNOWN, run_quietly
 
 FIELDS = {  # by nvidia-smi's names; clocks in MHz, memory in MiB, power in W
@@ -40,10 +41,11 @@ HARMLESS = ("idle",)
 def snapshot(device: str, when: str) -> dict[str, Any] | None:
     """Everything now; None for a CPU, or where nvidia-smi is not there. when: in words, for the report."""
     index = device_index(device)
-    facts = None if index is None else _ask(index, list(FIELDS.values()))
-    if facts is None:
+    if index is None:
         return None
-    return {"when": when, **facts, "processes": _processes(index)}
+    card = _card(index)
+    facts = _ask(card, list(FIELDS.values()))
+    return None if facts is None else {"when": when, **facts, "processes": _processes(card)}
 
 
 def parse_facts(text: str, names: Sequence[str]) -> dict[str, Any] | None:
@@ -80,25 +82,31 @@ def slowed(facts: Sequence[dict[str, Any]]) -> list[str]:
     return [reason for reason in dict.fromkeys(found) if reason not in HARMLESS]
 
 
-def _ask(index: int, names: list[str]) -> dict[str, Any] | None:
+def _card(index: int) -> str:
+    """How nvidia-smi, which heeds no CUDA_VISIBLE_DEVICES and has its own order, calls CUDA's device."""
+    uuids = visible_uuids()
+    return (uuids[index] if index < len(uuids) else "") or str(index)
+
+
+def _ask(card: str, names: list[str]) -> dict[str, Any] | None:
     """All at once, or else one by one, as a driver that does not know one of the fields refuses them all."""
-    facts = parse_facts(_query(index, names) or "", names)
+    facts = parse_facts(_query(card, names) or "", names)
     if facts is not None:
         return facts
     found: dict[str, Any] = {}
     for name in names:
-        text = _query(index, [name]) or _query(index, [OLD_NAMES.get(name, name)]) or ""
+        text = _query(card, [name]) or _query(card, [OLD_NAMES.get(name, name)]) or ""
         found |= parse_facts(text, [name]) or {}
     return found or None
 
 
-def _query(index: int, names: Sequence[str]) -> str | None:
-    what = [f"--id={index}", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+def _query(card: str, names: Sequence[str]) -> str | None:
+    what = [f"--id={card}", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
     return run_quietly(["nvidia-smi", *what])
 
 
-def _processes(index: int | None) -> dict[str, Any] | None:
-    what = [f"--id={index}", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+def _processes(card: str) -> dict[str, Any] | None:
+    what = [f"--id={card}", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     text = run_quietly(["nvidia-smi", *what])
     return None if text is None else parse_processes(text)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_deploy.backends.base import usable_cpus
+from ddpm_deploy.backends.tensorrt.device import visible_uuids
 from ddpm_deploy.doctor import cpu_flags
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -37,6 +38,7 @@ VARIABLES = (
     *("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE"),
 )
 GPU_FIELDS = {  # by nvidia-smi's names; clocks in MHz, memory in MiB, power in W
+    "uuid": "uuid",
     "name": "name",
     "driver": "driver_version",
     "memory_mib": "memory.total",
@@ -46,7 +48,7 @@ GPU_FIELDS = {  # by nvidia-smi's names; clocks in MHz, memory in MiB, power in 
     "memory_clock_mhz": "clocks.mem",
     "ecc": "ecc.mode.current",
 }
-GPU_TEXTS = ("name", "driver", "ecc")  # the others are numbers
+GPU_TEXTS = ("uuid", "name", "driver", "ecc")  # the others are numbers
 UNKNOWN = ("", "N/A", "[N/A]", "[Not Supported]", "[Unknown Error]")
 PACKAGE = Path(__file__).parent.parent
 SECONDS = 10  # that a command may take
@@ -156,9 +158,15 @@ def describe_git(folder: Path) -> dict[str, Any] | None:
 
 
 def describe_gpus() -> list[dict[str, Any]]:
-    """NVIDIA's GPUs as nvidia-smi tells of them; none where it is not there."""
+    """NVIDIA's GPUs as nvidia-smi tells of them, which hides none and has an order of its own.
+
+    Those that CUDA shows to this process, in its order, so that `cuda:0` is the first; where it shows none, all.
+    """
     query = ",".join(GPU_FIELDS.values())
-    return parse_gpus(run_quietly(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]) or "")
+    found = parse_gpus(run_quietly(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]) or "")
+    by_uuid = {gpu["uuid"]: gpu for gpu in found}
+    shown = [by_uuid[uuid] for uuid in (visible_uuids() if found else ()) if uuid in by_uuid]
+    return [{name: fact for name, fact in gpu.items() if name != "uuid"} for gpu in shown or found]
 
 
 def parse_gpus(text: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from ddpm_deploy import doctor
 from ddpm_deploy.backends.tensorrt import BuildSettings, EngineCache, Gpu, build_engine, engine_key, open_adapter
 from ddpm_deploy.backends.tensorrt import builder as builder_module
 from ddpm_deploy.backends.tensorrt.adapter import LOG_NAME
-from ddpm_deploy.backends.tensorrt.device import query
+from ddpm_deploy.backends.tensorrt.device import query, query_uuids
 from ddpm_deploy.backends.tensorrt.engines import make_builder
 from ddpm_deploy.backends.tensorrt.status import statuses
 from ddpm_deploy.backends.tensorrt.timing import TimingFile
@@ -335,6 +335,12 @@ class FakeCuda:
                 args[0]._obj.value = {75: 9, 76: 0}[args[1]]
             elif name == "cuDriverGetVersion":
                 args[0]._obj.value = 13020
+            elif name == "cuDeviceGetCount":
+                args[0]._obj.value = 2
+            elif name == "cuDeviceGet":
+                args[0]._obj.value = args[1]
+            elif name == "cuDeviceGetUuid":
+                ctypes.memmove(args[0], bytes([args[1].value, *range(0xA1, 0xB0)]), 16)
             return int(name == self.failing)
 
         return call
@@ -353,3 +359,16 @@ def test_gpu_is_found_through_the_drivers_library(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("failing", ["cuInit", "cuDeviceGet", "cuDriverGetVersion"])
 def test_driver_that_fails_is_no_gpu(failing: str) -> None:
     assert query(FakeCuda(failing)) is None
+
+
+def test_gpus_are_told_apart_as_nvidia_smi_does() -> None:
+    rest = "a1a2a3-a4a5-a6a7-a8a9-aaabacadaeaf"
+    assert query_uuids(FakeCuda()) == (f"GPU-00{rest}", f"GPU-01{rest}")
+
+
+@pytest.mark.parametrize(
+    ("failing", "found"),
+    [("cuInit", ()), ("cuDeviceGetCount", ()), ("cuDeviceGet", ("", "")), ("cuDeviceGetUuid", ("", ""))],
+)
+def test_driver_that_fails_names_no_gpu(failing: str, found: tuple[str, ...]) -> None:
+    assert query_uuids(FakeCuda(failing)) == found

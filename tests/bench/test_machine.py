@@ -139,8 +139,8 @@ def test_quota_of_a_container(text: str | None, cpus: float | None) -> None:
 
 def test_gpus_as_nvidia_smi_tells_of_them() -> None:
     text = (
-        "NVIDIA H100, 570.10, 81559, 700.00, 1980, 1980, 2619, Enabled\n"
-        "Tesla T4, 570.10, 15360, [N/A], 300, 1590, 405, [N/A]\nFailed to initialise\n"
+        "GPU-1, NVIDIA H100, 570.10, 81559, 700.00, 1980, 1980, 2619, Enabled\n"
+        "GPU-2, Tesla T4, 570.10, 15360, [N/A], 300, 1590, 405, [N/A]\nFailed to initialise\n"
     )
     first, second = parse_gpus(text)
     assert (first["name"], first["memory_mib"], first["power_cap_w"]) == ("NVIDIA H100", 81559.0, 700.0)
@@ -154,6 +154,24 @@ def test_gpus_are_asked_for_with_the_fields_that_are_read(monkeypatch: pytest.Mo
     monkeypatch.setattr(machine, "run_quietly", lambda command: asked.append(command))
     assert describe_gpus() == []
     assert len(re.search(r"--query-gpu=(\S+)", asked[0][1])[1].split(",")) == len(machine.GPU_FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("shown", "names"),
+    [(("GPU-3", "GPU-1"), ["c", "a"]), (("GPU-2",), ["b"]), ((), ["a", "b", "c"]), (("GPU-4",), ["a", "b", "c"])],
+)
+def test_gpus_are_those_that_cuda_shows_in_its_order(
+    shown: tuple[str, ...], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"GPU-{i}, {name}, 580.1, 81559, 700, 1980, 1980, 2619, Enabled" for i, name in enumerate("abc", 1)]
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\n" + "".join(f'echo "{line}"\n' for line in lines))
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "visible_uuids", lambda: shown)
+    gpus = describe_gpus()
+    assert [gpu["name"] for gpu in gpus] == names
+    assert "GPU-" not in json.dumps(gpus)  # which card it is, is nobody's business
 
 
 def git(folder: Path, *words: str) -> None:
