@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.harness import TimeIt, in_rounds
-from benchmarks.peers import COMPILED, EAGER, ONNXRUNTIME, OPENVINO, TENSORRT
+from benchmarks.peers import COMPILED, EAGER, ONNXRUNTIME, OPENVINO, TENSORRT, TENSORRT_RTX
 from benchmarks.specs import Options, Spec, batches_of, openings_of, own_contenders
 from benchmarks.subjects import evaluation
 from ddpm_deploy.bench.measure import Effort
@@ -11,7 +11,7 @@ from ddpm_deploy.bench.record import PEER, Row
 
 PEERS = ((EAGER, "fp32"), (EAGER, "bf16"), (ONNXRUNTIME, "fp32"), (OPENVINO, "fp32"), (OPENVINO, "bf16"))
 PEERS_FULL = ((COMPILED, "fp32"), (COMPILED, "bf16"))
-PEERS_CUDA = ((EAGER, "fp16"), (COMPILED, "fp16"), (TENSORRT, "fp16"))
+PEERS_CUDA = tuple((name, "fp16") for name in (EAGER, COMPILED, ONNXRUNTIME, TENSORRT, TENSORRT_RTX))
 
 build = evaluation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.specs import Spec
@@ -30,7 +30,12 @@ class Group:
     steps: int
     batch: int
     precision: str
-    compiled: bool = False
+    compiled: bool = field(default=False, compare=False)
+
+    @property
+    def solution(self) -> str:
+        """Model, solver and evaluations, in words."""
+        return f"{self.model} {TITLES[self.solver]}-{self.steps}"
 
     @property
     def work(self) -> str:
@@ -68,6 +73,7 @@ class Wish:
                 yield Group(*settings, compiled=precision in self.compiled)
 
 
+BATCHES = (1, LARGE, 64, 8)
 FULL = (  # what matters most comes first, as the time may not be enough for all; the very first compiles nothing
     Wish("cifar10", "unipc", 12, (1, LARGE), ("fp16", "bf16"), compiled=("bf16",)),
     Wish("digits", "unipc", 12, (1,), ("fp16", "fp32"), compiled=("fp16",)),
@@ -81,7 +87,13 @@ FULL = (  # what matters most comes first, as the time may not be enough for all
     Wish("digits", "unipc", 12, (1, LARGE), ("bf16", "tf32")),
     Wish("digits", "unipc", 12, (8, 64), PRECISIONS),
     Wish("cifar10", "ddim", 50, (8, 64), ("bf16", "fp16")),
-)
+    Wish("cifar10", "ddpm", 1000, (1,), ("bf16", "fp16")),
+    Wish("digits", "ddpm", 1000, (LARGE,), ("fp16", "fp32")),
+    Wish("cifar10", "ddim", 50, BATCHES, PRECISIONS),
+    Wish("digits", "ddim", 50, BATCHES, PRECISIONS),
+    Wish("digits", "ddpm", 1000, BATCHES, PRECISIONS),
+    Wish("cifar10", "ddpm", 1000, BATCHES, PRECISIONS),
+)  # together every solver at every batch in every precision; what is named twice counts where it comes first
 REHEARSAL = (Wish("digits", "unipc", 4, (1, 2), ("fp32",)),)
 
 
@@ -107,7 +119,7 @@ class Asked:
 
     def groups(self) -> list[Group]:
         """In the order of their measurement."""
-        found = [group for wish in (REHEARSAL if self.rehearse else FULL) for group in wish.groups()]
+        found = dict.fromkeys(group for wish in (REHEARSAL if self.rehearse else FULL) for group in wish.groups())
         return [group for group in found if group.model in self.models and group.precision in self.precisions]
 
     def command(self, group: Group | None = None) -> str:
@@ -121,7 +133,7 @@ class Asked:
         return " ".join(words)
 
     def effort(self, round_s: float) -> Effort:
-        """How long a group is timed of which one round takes so long."""
+        """How a group is timed of which one round takes so long."""
         if self.rehearse:
             return Effort(budget_s=0.2, min_rounds=3, max_rounds=5, max_warmup=2)
         if round_s > LONG_S:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
+from ddpm_deploy import Sampler
 
 CALLS = 10
 
@@ -39,6 +42,17 @@ def kernel_facts(call: Call, wall_s: float) -> dict[str, Any]:
         "wall_over_span": wall_s / span_s,
         "wall_over_kernels": wall_s / kernels_s,
     }
+
+
+def one_picture(sampler: Sampler) -> Callable[[], object]:
+    """Draws it by the default plan."""
+    return partial(sampler.sample, 1, plan=sampler.plan(), batch_size=1)
+
+
+def stream_of(sampler: Sampler) -> int | None:
+    """Of its loop on the device; None where the host drives it."""
+    loop: Any = getattr(sampler.backend, "loop", None)
+    return None if loop is None else int(loop.device.stream)
 
 
 def covered(spans: Spans) -> float:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from benchmarks.gpu.asked import Asked
+from benchmarks.gpu.asked import Asked, Group
+from benchmarks.gpu.skipping import left_out, untimed_entry
 from benchmarks.gpu.table import BUSY, figures
 from benchmarks.models import Model
 from ddpm_deploy.backends.base import usable_cpus
@@ -18,6 +19,7 @@ INVARIANCE, TARGETS = "batch invariance", "targets"
 PROTOCOL = {
     "transfers": "host arrays in and host arrays out, inside of the timed region; ours makes its noise from the seed",
     "order": "all contenders of a group in every round, in an order drawn anew",
+    "openings": "one of each contender, so intervals are over rounds; the twin is a copy of its own",
     "parity": "asserted before anything is timed: single steps against float64, samples against float32",
     "float32 on GPUs": "TF32 off, but in rows of precision tf32",
 }
@@ -27,7 +29,7 @@ PROTOCOL = {
 class Findings:
     """busy, invariance: by path. gpu: what nvidia-smi told, moment by moment. work: of one forward, by model and batch.
 
-    machine: as it was before anything ran.
+    untimed: groups that did not fit into the time. machine: as it was before anything ran.
     """
 
     asked: Asked
@@ -35,6 +37,7 @@ class Findings:
     limits: Limits | None = None
     rows: list[Row] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    untimed: list[Group] = field(default_factory=list)
     busy: dict[str, Any] = field(default_factory=dict)
     invariance: dict[str, Any] = field(default_factory=dict)
     gpu: list[dict[str, Any]] = field(default_factory=list)
@@ -56,11 +59,17 @@ def make_report(found: Findings) -> Report:
         settings=settings,
         limits={**_peaks(found.limits), "work of one forward": found.work, BUSY: found.busy},
         rows=tuple(found.rows),
-        skipped=tuple({"what": what, "reason": reason} for what, reason in found.skipped.items()),
+        skipped=_left_out(found),
         sections={"gpu": list(found.gpu)},
     )
     targets = {figure.what: f"{figure.value} ({figure.target}): {figure.verdict}" for figure in figures(report)}
     return replace(report, settings={**settings, TARGETS: targets})
+
+
+def _left_out(found: Findings) -> tuple[dict[str, str], ...]:
+    """What was skipped for a reason of its own, then all that there was no time for."""
+    untimed = [untimed_entry(found.untimed, len(found.asked.groups()))] if found.untimed else []
+    return (*left_out(found.skipped), *untimed)
 
 
 def _models(models: list[Model]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the reference's own samples have.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu.models import network_of
-from benchmarks.gpu.paths import Evaluate, Path
+from benchmarks.gpu.paths import Evaluate, OwnNoise, Path
 from benchmarks.models import Model
 from ddpm_deploy.bench.record import Parity
 from ddpm_deploy.bench.truth import RANDOM_SLACK, SEED, in_words
@@ -55,6 +56,7 @@ class Reference:
         self.manifest = model.bundle.manifest
         self._model, self._device = model, device
         self._known: dict[Any, Expected] = {}
+        self._seconds: dict[int, float] = {}
 
     def predict(self, feeds: Mapping[str, Array]) -> Array:
         """One evaluation in float32."""
@@ -63,6 +65,16 @@ class Reference:
     def predict64(self, feeds: Mapping[str, Array]) -> Array:
         """One evaluation in float64."""
         return self._evaluate(self._network64, feeds, np.float64)
+
+    def seconds(self, batch: int) -> float:
+        """Of one evaluation in float32, which is not its first."""
+        if batch not in self._seconds:
+            feeds = {"x": np.zeros((batch, *self.manifest.sample_shape), np.float32), "t": np.zeros(batch, np.float32)}
+            self.predict(feeds)
+            began = time.perf_counter()
+            self.predict(feeds)
+            self._seconds[batch] = time.perf_counter() - began
+        return self._seconds[batch]
 
     def judge(self, path: Path, precision: str, batch: int) -> Parity:
         """A path's parity; ParityError with what is over the budget of its precision."""
@@ -94,11 +106,9 @@ class Reference:
         return prediction
 
     def _expected(self, path: Path, batch: int) -> Expected:
-        if path.noise is not None:
-            return self._whole(path.plan, *path.noise)
-        key = (path.plan.to_json(), batch)
+        key = (path.plan.to_json(), batch, path.noise and path.noise.name)
         if key not in self._known:
-            self._known[key] = self._followed(path.plan, batch)
+            self._known[key] = self._whole(path.plan, path.noise) if path.noise else self._followed(path.plan, batch)
         return self._known[key]
 
     def _followed(self, plan: Plan, batch: int) -> Expected:
@@ -111,8 +121,8 @@ class Reference:
             final = step.following
         return Expected(tuple(steps), final, self._peak(final))
 
-    def _whole(self, plan: Plan, x_T: Array, noise: Any) -> Expected:
-        final = plan.run(lambda x, t: self.predict({"x": x, "t": t}), x_T, noise)
+    def _whole(self, plan: Plan, noise: OwnNoise) -> Expected:
+        final = plan.run(lambda x, t: self.predict({"x": x, "t": t}), noise.x_T, noise.z)
         return Expected((), final, self._peak(final))
 
     def _exactly(self, step: Step) -> Step:

@@ -26,6 +26,15 @@ Array = NDArray[Any]
 Evaluate = Callable[[Mapping[str, Array]], Array]
 
 
+@dataclass(frozen=True, eq=False)
+class OwnNoise:
+    """What a path draws by itself. name: one for all that draw the same. z: of a row, asked for in their order."""
+
+    name: str
+    x_T: Array  # noqa: N815
+    z: Callable[[int], Array]
+
+
 def _nothing() -> None:
     """Nothing to close."""
 
@@ -36,14 +45,14 @@ class Path:
 
     draw: a whole sampling from the seed's noise to samples (B, *S) on the host. plan: with which the reference draws
     the same. evaluate: one evaluation of the network, from `x` and `t` of the group's batch; None for a path that shows
-    none. noise: (x_T, noise as in `Plan.run`) of a path that draws its own. note: for the report's reader.
+    none. noise: of a path that does not take the seed's. note: for the report's reader.
     """
 
     draw: Callable[[], Array]
     plan: Plan
     evaluate: Evaluate | None = None
     note: str = ""
-    noise: tuple[Array, Any] | None = None
+    noise: OwnNoise | None = None
     close: Callable[[], object] = _nothing
 
 

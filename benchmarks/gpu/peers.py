@@ -16,13 +16,21 @@ import numpy as np
 
 from benchmarks.gpu.asked import Group
 from benchmarks.gpu.models import network_of
-from benchmarks.gpu.paths import Array, Path
+from benchmarks.gpu.paths import Array, OwnNoise, Path
 from benchmarks.gpu.subject import Subject
 from benchmarks.models import KEPT
-from benchmarks.peers import COMPILED, EAGER, ONNXRUNTIME, PeerUnavailable, Setting, open_picture
+from benchmarks.peers import (
+    COMPILED,
+    EAGER,
+    ONNXRUNTIME,
+    STEPS,
+    TENSORRT,
+    TENSORRT_RTX,
+    PeerUnavailable,
+    Setting,
+    open_picture,
+)
 from benchmarks.peers.pictures import NETWORKS, SOLVERS, Solver
-from benchmarks.peers.steps import require_compiler, require_onnxruntime
-from benchmarks.peers.torch_networks import require_torch
 from ddpm_deploy.backends.torch import AUTOCAST, tf32
 from ddpm_deploy.bench.truth import SEED, noise_for
 from ddpm_deploy.job import plan_settings
@@ -35,11 +43,16 @@ if TYPE_CHECKING:
     Network = Callable[[Tensor, Tensor], Tensor]
 
 PIPELINE = "diffusers DDPMPipeline"
-EAGER_LOOP, COMPILED_LOOP, ONNX_LOOP = "diffusers eager loop", "torch.compile loop", "ONNX Runtime, plain export loop"
+EAGER_LOOP, COMPILED_LOOP = "diffusers eager loop", "torch.compile loop"
+PLAIN = {  # plain exports under a runtime, and the precisions that one gets there
+    ONNXRUNTIME: ("fp32", "fp16"),
+    TENSORRT: ("fp32", "fp16", "bf16"),
+    TENSORRT_RTX: ("fp32", "fp16", "bf16"),
+}
+ENGINE_LOOPS = tuple(f"{name} loop" for name in (TENSORRT, TENSORRT_RTX))
 OUR_EAGER, OUR_COMPILED = "eager loop over our network", "torch.compile loop over our network"
 EAGERS, COMPILEDS = (EAGER_LOOP, PIPELINE, OUR_EAGER), (COMPILED_LOOP, OUR_COMPILED)
-SECONDS = dict.fromkeys(COMPILEDS, 100.0)  # to compile, where nothing is known yet
-REQUIRED = {EAGER: require_torch, COMPILED: require_compiler, ONNXRUNTIME: require_onnxruntime}
+SECONDS = {**dict.fromkeys(COMPILEDS, 100.0), **dict.fromkeys(ENGINE_LOOPS, 60.0)}  # where nothing is known yet
 
 Open = Callable[[Group, Subject], Path]
 
@@ -49,11 +62,10 @@ def peers_of(group: Group, *, compiles: bool) -> dict[str, Open]:
     if find_spec("diffusers") is None:
         found: dict[str, Open] = {OUR_EAGER: partial(open_rows, compile_it=False)}
         return found | ({OUR_COMPILED: partial(open_rows, compile_it=True)} if compiles else {})
-    if group.solver == "ddpm":
-        return {PIPELINE: open_pipeline}
-    found = {EAGER_LOOP: partial(open_loop, step=EAGER)}
-    found |= {COMPILED_LOOP: partial(open_loop, step=COMPILED)} if compiles else {}
-    return found | ({ONNX_LOOP: partial(open_loop, step=ONNXRUNTIME)} if group.precision == "fp32" else {})
+    found = {PIPELINE: open_pipeline} if group.solver == "ddpm" else {EAGER_LOOP: partial(open_loop, step=EAGER)}
+    plain = [name for name, precisions in PLAIN.items() if group.precision in precisions]
+    found |= {f"{name} loop": partial(open_loop, step=name) for name in plain}
+    return found | ({COMPILED_LOOP: partial(open_loop, step=COMPILED)} if compiles else {})
 
 
 @dataclass(frozen=True)
@@ -67,15 +79,30 @@ class Loop:
 def open_loop(group: Group, subject: Subject, *, step: str) -> Path:
     """diffusers' scheduler around diffusers' network. step: a key of `pictures.NETWORKS`."""
     setting = setting_of(group, subject)
-    REQUIRED[step](setting)
+    STEPS[step].require(setting)
     bundle = subject.model.bundle
     how = SOLVERS[group.solver](bundle, setting)
     if how.ours is None:
         raise PeerUnavailable(f"cannot be compared: {how.parity}")
     open_network, _ = NETWORKS[step]
-    loop = _scheduled(how, subject.device)
+    noise = generated(group, subject) if group.solver == "ddpm" else None
+    loop = _scheduled(how, subject.device, draws=noise is not None)
     note = f"{step} in a loop of diffusers' {type(how.scheduler).__name__}; {how.parity}"
-    return _path(group, subject, _plan_of(subject, how.ours), open_network(bundle, setting), loop, note)
+    return _path(group, subject, _plan_of(subject, how.ours), open_network(bundle, setting), loop, note, noise)
+
+
+def generated(group: Group, subject: Subject) -> OwnNoise:
+    """The seed's own x_T, and what a scheduler then draws row by row from a generator of the device."""
+    import torch
+
+    x_T, _ = noise_for(subject.model.bundle.manifest, group.batch)
+    generator = torch.Generator(subject.device).manual_seed(SEED)
+
+    def z(row: int) -> Array:
+        drawn: Array = torch.randn(x_T.shape, generator=generator, device=subject.device).cpu().numpy()
+        return drawn
+
+    return OwnNoise("a generator of the device", x_T, z)
 
 
 def open_rows(group: Group, subject: Subject, *, compile_it: bool) -> Path:
@@ -98,7 +125,7 @@ def open_pipeline(group: Group, subject: Subject) -> Path:
         draw=lambda: picture(x_T, SEED),
         plan=_plan_of(subject, picture.ours or {}),
         note=f"{picture.description}; {picture.parity}",
-        noise=picture.own_noise(group.batch, SEED),
+        noise=OwnNoise(PIPELINE, *picture.own_noise(group.batch, SEED)),
         close=picture.close,
     )
 
@@ -110,7 +137,9 @@ def setting_of(group: Group, subject: Subject) -> Setting:
     return Setting(batch=group.batch, precision=precision, steps=group.steps, **where)
 
 
-def _path(group: Group, subject: Subject, plan: Plan, network: Network, loop: Loop, note: str) -> Path:
+def _path(
+    group: Group, subject: Subject, plan: Plan, network: Network, loop: Loop, note: str, noise: OwnNoise | None = None
+) -> Path:
     import torch
 
     device, narrow = subject.device, group.precision == "tf32"
@@ -127,17 +156,20 @@ def _path(group: Group, subject: Subject, plan: Plan, network: Network, loop: Lo
             prediction: Array = network(x, loop.times[float(feeds["t"][0])]).contiguous().cpu().numpy()
         return prediction
 
-    return Path(draw, plan, evaluate, note)
+    return Path(draw, plan, evaluate, note, noise)
 
 
-def _scheduled(how: Solver, device: str) -> Loop:
-    """As diffusers' documentation has it."""
+def _scheduled(how: Solver, device: str, *, draws: bool) -> Loop:
+    """As diffusers' documentation has it. draws: whether its scheduler draws noise, here on the device."""
+    import torch
+
     scheduler = how.scheduler
 
     def run(network: Network, x: Tensor) -> Tensor:
         scheduler.set_timesteps(how.steps, device=device)
+        options = {**how.options, "generator": torch.Generator(device).manual_seed(SEED)} if draws else how.options
         for t in scheduler.timesteps:
-            x = scheduler.step(network(x, t), t, x, **how.options).prev_sample
+            x = scheduler.step(network(x, t), t, x, **options).prev_sample
         return x
 
     scheduler.set_timesteps(how.steps, device=device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,24 +13,26 @@ from typing import Any
 
 from benchmarks.gpu import paths, peers
 from benchmarks.gpu.asked import Asked, Group
-from benchmarks.gpu.busy import host_facts, kernel_facts
-from benchmarks.gpu.clock import Clock
+from benchmarks.gpu.busy import host_facts, kernel_facts, one_picture, stream_of
+from benchmarks.gpu.clock import Clock, OutOfTime
 from benchmarks.gpu.device_facts import snapshot
 from benchmarks.gpu.findings import Findings, make_report
 from benchmarks.gpu.invariance import batch_invariance
 from benchmarks.gpu.models import torch_model, with_graphs
+from benchmarks.gpu.pace import Pace, longest_s
 from benchmarks.gpu.paths import Path, open_own
+from benchmarks.gpu.skipping import Skipping
 from benchmarks.gpu.subject import Subject
 from benchmarks.models import Model
 from benchmarks.specs import Spec, name_of
 from ddpm_deploy import Sampler
-from ddpm_deploy.backends.base import one_line, usable_cpus
+from ddpm_deploy.backends.base import usable_cpus
 from ddpm_deploy.bench.limits import measure_limits
 from ddpm_deploy.bench.measure import SHORT_S, Contender, Rounds, interleave
 from ddpm_deploy.bench.record import OWN, PEER, TWIN, Parity, Report, Row, write_report
 
 RESERVE_S = 45.0  # of the time, for the facts that come after the groups
-OPEN_S = 5.0  # to open and judge what is not known to take longer
+OPEN_S = 5.0  # to open what is not known to take longer, beside what it draws
 EXPORT_S = 120.0
 FACTS_S = 3.0  # of one path
 COMPILE_S: Mapping[str, float] = {**paths.SECONDS, **peers.SECONDS}
@@ -40,8 +41,6 @@ COMPILES = "torch.compile"
 PART = 0.1  # of the time that is left, for what compiles in a group where that matters little
 CROWDED = 64  # the batch from which on a group's memory is given back after it
 DIGITS = 0.4  # of the time that the larger network takes to compile
-
-FOLDERS = re.compile(r"(?<![\w.:/])/(?:[\w.+-]+/)+")
 
 Open = Callable[[], Path]
 Say = Callable[[str], object]
@@ -55,6 +54,7 @@ class Run:
         self.asked, self._say = asked, say
         self.clock = Clock(60 * asked.minutes)
         self.findings = Findings(asked)
+        self.pace = Pace(asked.effort)
         self._subjects: dict[str, Subject] = {}
         self._timed: list[tuple[Group, Spec]] = []
         self._closing = ExitStack()
@@ -66,9 +66,8 @@ class Run:
             self._measure_limits()
             self._open_models()
             for group in self.asked.groups():
-                self._measure(group)
-                self._look(f"after {group.title}")
-                self._save()
+                with self._skipping(group.title):
+                    self._measure_if_it_fits(group)
             self._facts()
             self._look("after")
             return self._save()
@@ -115,6 +114,17 @@ class Run:
 
     # -- groups -------------------------------------------------------------------------------------------------------
 
+    def _measure_if_it_fits(self, group: Group) -> None:
+        try:
+            self.clock.require(OPEN_S + self._reserve_s)  # before the reference is asked
+            self.clock.require(OPEN_S + self.pace.group_s(group, self._reference_s(group)) + self._reserve_s)
+        except OutOfTime:
+            self.findings.untimed.append(group)
+            return
+        self._measure(group)
+        self._look(f"after {group.title}")
+        self._save()
+
     def _measure(self, group: Group) -> None:
         """Open and judge all contenders, then time those that passed."""
         subject = self._subjects[group.model]
@@ -140,10 +150,12 @@ class Run:
         calls = [seconds for _, _, seconds in ready.values()]
         round_s = sum(calls) * (2 if min(calls) < SHORT_S else 1)
         effort = self.asked.effort(round_s)
-        self.clock.require((effort.min_rounds + effort.max_warmup / 2) * round_s + self._reserve_s)
+        self.clock.require(longest_s(effort, round_s) + self._reserve_s)
         timed = interleave([Contender(name_of(spec), path.draw) for spec, (path, *_) in ready.items()], effort)
         self.findings.rows += [self._row(group, spec, *ready[spec][:2], timed) for spec in ready]
         self._timed += [(group, spec) for spec in ready]
+        for spec in ready:
+            self.pace.learn(group, name_of(spec), statistics.median(timed.seconds[name_of(spec)]))
         best = min(timed.seconds, key=lambda name: statistics.median(timed.seconds[name]))
         self._say(f"{group.title}: {best} is the fastest of {len(ready)}; {self.clock.left_s:.0f} s left")
 
@@ -187,12 +199,15 @@ class Run:
     # -- facts --------------------------------------------------------------------------------------------------------
 
     def _facts(self) -> None:
-        """Of every own path that was timed: what a batch does to a sample, and what the device does in its loop."""
+        """Of every own path that was timed: what the device does in its loop, and what a batch does to a sample."""
+        if self.asked.device != "cpu":
+            self._busy()
         for what, sampler, sizes in self._own_paths():
             with self._skipping(f"{what}, batch invariance"), self.clock.spending("invariance", FACTS_S):
                 self.findings.invariance[what] = batch_invariance(sampler(), sizes)
-        if self.asked.device == "cpu":
-            return
+
+    def _busy(self) -> None:
+        """The profiler comes last, as it may slow down what is timed after it."""
         at_one = {what: sampler for what, sampler, sizes in self._own_paths() if sizes[0] == 1}
         for what, sampler in at_one.items():
             with self._skipping(f"{what}, wall time"), self.clock.spending("wall", FACTS_S):
@@ -219,12 +234,18 @@ class Run:
 
     def _spending(self, spec: Spec, group: Group) -> Any:
         """The time for a contender; where it matters little, what compiles may take a small part of it only."""
-        compiles = spec.contender in COMPILE_S
-        scale = DIGITS if group.model == "digits" else 1.0
-        guess_s = scale * COMPILE_S[spec.contender] if compiles else OPEN_S
-        part = PART if compiles and not group.compiled else 1.0
-        what = COMPILES if spec.contender in BY_TORCH else (spec.contender, spec.kind)
-        return self.clock.spending((what, group.model), guess_s, part, self._reserve_s)
+        reference_s = self._reference_s(group)
+        draws_s = self.pace.draws_s(group, name_of(spec), reference_s)
+        keep_s = self.pace.timing_s(group, reference_s) + self._reserve_s
+        if spec.contender not in COMPILE_S:
+            return self.clock.spending(spec.id, OPEN_S + draws_s, keep_s=keep_s)
+        what = COMPILES if spec.contender in BY_TORCH else (spec.contender, spec.precision, _built_for(spec))
+        guess_s = (DIGITS if group.model == "digits" else 1.0) * COMPILE_S[spec.contender]
+        part = 1.0 if group.compiled else PART
+        return self.clock.spending((what, group.model), guess_s, part, draws_s + keep_s)
+
+    def _reference_s(self, group: Group) -> float:
+        return self._subjects[group.model].reference.seconds(group.batch)
 
     def _skipping(self, what: str) -> Skipping:
         return Skipping(what, self.findings.skipped, self._say)
@@ -237,28 +258,6 @@ class Run:
         report = make_report(self.findings)
         write_report(report, self.asked.out)
         return report
-
-
-class Skipping:
-    """Turns any failure into a skip with its reason: a run on a borrowed machine must bring home what it can."""
-
-    def __init__(self, what: str, skipped: dict[str, str], say: Say) -> None:
-        self._what, self._skipped, self._say = what, skipped, say
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self._skipped[self._what] = without_folders(one_line(error))[:500] or type(error).__name__
-        self._say(f"skipped {self._what}: {self._skipped[self._what][:160]}")
-        return True
-
-
-def without_folders(text: str) -> str:
-    """The last part of every absolute path: a report that is published names no machine's folders."""
-    return FOLDERS.sub("", text)
 
 
 def contenders(group: Group, subject: Subject, *, rehearse: bool) -> Iterator[tuple[Spec, Open]]:
@@ -274,15 +273,9 @@ def contenders(group: Group, subject: Subject, *, rehearse: bool) -> Iterator[tu
         yield group.spec(name), partial(open_own, name, group, subject)
 
 
-def one_picture(sampler: Sampler) -> Callable[[], object]:
-    """Draws it by the default plan."""
-    return partial(sampler.sample, 1, plan=sampler.plan(), batch_size=1)
-
-
-def stream_of(sampler: Sampler) -> int | None:
-    """Of its loop on the device; None where the host drives it."""
-    loop: Any = getattr(sampler.backend, "loop", None)
-    return None if loop is None else int(loop.device.stream)
+def _built_for(spec: Spec) -> int | None:
+    """The batch, where a contender is made anew for each."""
+    return spec.batch if spec.contender in peers.ENGINE_LOOPS else None
 
 
 def free_cache() -> None:

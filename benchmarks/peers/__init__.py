@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from benchmarks.peers import engines
 from benchmarks.peers.base import PRECISIONS, PeerUnavailable, Picture, Setting, Step
 from benchmarks.peers.network import diffusers_network, require_unconditional, save_diffusers
 from benchmarks.peers.pictures import SOLVERS, open_loop, open_pipeline
@@ -20,13 +21,13 @@ from benchmarks.peers.steps import (
     open_eager,
     open_onnxruntime,
     open_openvino,
-    open_tensorrt,
     require_compiler,
     require_onnxruntime,
     require_openvino,
-    require_tensorrt,
 )
 from benchmarks.peers.torch_networks import require_torch
+from ddpm_deploy.backends.tensorrt.settings import TENSORRT as FULL
+from ddpm_deploy.backends.tensorrt.settings import TENSORRT_RTX as RTX
 from ddpm_deploy.bundle import Bundle
 
 __all__ = [
@@ -67,14 +68,22 @@ class PicturePeer:
 
 
 EAGER, COMPILED = "diffusers eager", "torch.compile"
-ONNXRUNTIME, OPENVINO, TENSORRT = "ONNX Runtime, plain export", "OpenVINO, plain export", "TensorRT"
+ONNXRUNTIME, OPENVINO = "ONNX Runtime, plain export", "OpenVINO, plain export"
+TENSORRT, TENSORRT_RTX = engines.TITLES[FULL], engines.TITLES[RTX]
+
+
+def _engine(runtime: str) -> StepPeer:
+    how: dict[str, str] = {"runtime": runtime}
+    return StepPeer(partial(engines.open_engine, **how), partial(engines.require_engines, **how), PRECISIONS)
+
 
 STEPS: dict[str, StepPeer] = {
     EAGER: StepPeer(open_eager, require_torch, PRECISIONS),
     COMPILED: StepPeer(open_compiled, require_compiler, PRECISIONS),
-    ONNXRUNTIME: StepPeer(open_onnxruntime, require_onnxruntime, ("fp32",)),
+    ONNXRUNTIME: StepPeer(open_onnxruntime, require_onnxruntime, ("fp32", "fp16")),
     OPENVINO: StepPeer(open_openvino, require_openvino, ("fp32", "bf16")),
-    TENSORRT: StepPeer(open_tensorrt, require_tensorrt, PRECISIONS),
+    TENSORRT: _engine(FULL),
+    TENSORRT_RTX: _engine(RTX),
 }
 
 

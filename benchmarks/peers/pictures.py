@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.peers import engines
 from benchmarks.peers.base import Array, Draw, PeerUnavailable, Picture, Setting, Step, versions_of
 from benchmarks.peers.network import ddim_scheduler, ddpm_scheduler, unipc_scheduler
 from benchmarks.peers.steps import open_onnxruntime, open_openvino
@@ -95,6 +97,10 @@ NETWORKS: dict[str, tuple[Callable[[Bundle, Setting], Network], str]] = {
     "torch.compile": (compiled, "torch"),
     "ONNX Runtime, plain export": (_as_network(open_onnxruntime), "onnxruntime"),
     "OpenVINO, plain export": (_as_network(open_openvino), "openvino"),
+    **{
+        title: (partial(engines.engine_network, runtime=runtime), engines.PACKAGES[runtime])
+        for runtime, title in engines.TITLES.items()
+    },
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers.base import PeerUnavailable, versions_of
 from benchmarks.peers.network import diffusers_network
+from benchmarks.peers.torch_networks import DTYPES
 from ddpm_deploy.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -23,34 +24,36 @@ LARGEST = 2**31 - 1  # bytes of one protobuf message
 _exports: dict[str, bytes] = {}
 
 
-def plain_export(bundle: Bundle, cache: Path | None = None) -> bytes:
+def plain_export(bundle: Bundle, cache: Path | None = None, precision: str = "fp32") -> bytes:
     """The ONNX file, made once in a process; `x`, `t` -> `prediction`, float32, any batch.
 
     cache: a folder that keeps it between runs, under a name of the bundle's digest and the versions that made it.
+    precision: that `.half()` or `.bfloat16()` gave the whole network; the casts around it are part of the file.
     """
-    key = _key(bundle)
+    key = _key(bundle, precision)
     kept = None if cache is None else cache / f"plain-{key}.onnx"
     if key not in _exports:
         there = kept is not None and kept.is_file()
-        _exports[key] = kept.read_bytes() if kept is not None and there else _export(bundle)
+        _exports[key] = kept.read_bytes() if kept is not None and there else _export(bundle, precision)
     if kept is not None and not kept.is_file():
         _write(kept, _exports[key])
     return _exports[key]
 
 
-def _key(bundle: Bundle) -> str:
-    versions = versions_of("torch", "diffusers", "onnxscript")
-    return hashlib.sha256(repr((bundle.digest, sorted(versions.items()))).encode()).hexdigest()[:16]
+def _key(bundle: Bundle, precision: str) -> str:
+    said = (bundle.digest, precision, sorted(versions_of("torch", "diffusers", "onnxscript").items()))
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 
-def _export(bundle: Bundle) -> bytes:
+def _export(bundle: Bundle, precision: str) -> bytes:
     import torch
 
+    network = torch.nn.Module.to(diffusers_network(bundle), getattr(torch, DTYPES[precision]))
     x = torch.randn(2, *bundle.manifest.sample_shape)
     free = {0: torch.export.Dim("batch")}
     with _quiet():
         program = torch.onnx.export(
-            tensor_in_tensor_out(diffusers_network(bundle)),
+            tensor_in_tensor_out(network),
             (x, torch.tensor([1.0, 2.0])),
             dynamo=True,
             dynamic_shapes=(free, free),
@@ -66,7 +69,7 @@ def _export(bundle: Bundle) -> bytes:
 
 
 def tensor_in_tensor_out(network: Any) -> nn.Module:
-    """diffusers' network without its output class."""
+    """diffusers' network without its output class; float32 outside of it."""
     from torch import nn
 
     class Plain(nn.Module):
@@ -75,8 +78,8 @@ def tensor_in_tensor_out(network: Any) -> nn.Module:
             self.network = network
 
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            out: Tensor = self.network(x, t).sample
-            return out
+            out: Tensor = self.network(x.to(self.network.dtype), t).sample
+            return out.float()
 
     return Plain().eval()
 

@@ -17,7 +17,6 @@ from ddpm_deploy.backends.base import one_line
 from ddpm_deploy.bundle import Bundle
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-ELSEWHERE = "its engines are built and measured by a program of its own, on machines with a GPU"
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -44,13 +43,13 @@ def open_compiled(bundle: Bundle, setting: Setting) -> Step:
 
 def open_onnxruntime(bundle: Bundle, setting: Setting) -> Step:
     """Default session options apart from the threads, which spin briefly."""
-    session = _session(plain_export(bundle, setting.cache), setting)
+    session = _session(plain_export(bundle, setting.cache, setting.precision), setting)
 
     def evaluate(x: Array, t: Array) -> Array:
         prediction: Array = session.run(None, {"x": x, "t": t})[0]
         return prediction
 
-    description = "torch.onnx.export of diffusers' UNet2DModel, dynamic batch, default session options"
+    description = f"torch.onnx.export of diffusers' UNet2DModel, {setting.precision}, dynamic batch, default options"
     versions = versions_of("onnxruntime", "torch", "diffusers")
     return Step("ONNX Runtime, plain export", setting, description, versions, evaluate)
 
@@ -78,11 +77,6 @@ def open_openvino(bundle: Bundle, setting: Setting) -> Step:
     return Step("OpenVINO, plain export", setting, description, versions, evaluate)
 
 
-def open_tensorrt(bundle: Bundle, setting: Setting) -> Step:
-    """Not here: engines take minutes to build, so TensorRT has a program of its own for machines with a GPU."""
-    raise PeerUnavailable(f"TensorRT on {setting.device} for {bundle.manifest.model.name}: {ELSEWHERE}")
-
-
 def require_compiler(setting: Setting) -> None:
     """PeerUnavailable where torch.compile has no chance."""
     require_torch(setting)
@@ -96,7 +90,9 @@ def require_compiler(setting: Setting) -> None:
 
 
 def require_onnxruntime(setting: Setting) -> None:
-    """PeerUnavailable where the package or its provider is not there."""
+    """PeerUnavailable where the package, its provider or kernels of the precision are not there."""
+    if setting.precision != "fp32" and not setting.on_cuda:
+        raise PeerUnavailable(f"ONNX Runtime's convolutions on CPUs compute in float32, not in {setting.precision}")
     require_packages(["onnxruntime", "onnxscript", "torch", "diffusers"])
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
@@ -115,14 +111,6 @@ def require_openvino(setting: Setting) -> None:
         raise PeerUnavailable("OpenVINO does not run on CUDA devices")
     if setting.precision not in availability().precisions:
         raise PeerUnavailable(f"OpenVINO does not compute in {setting.precision} on this CPU")
-
-
-def require_tensorrt(setting: Setting) -> None:
-    """Always PeerUnavailable, with the reason."""
-    if not setting.on_cuda:
-        raise PeerUnavailable("TensorRT runs on NVIDIA GPUs only")
-    require_packages(["tensorrt"])
-    raise PeerUnavailable(f"TensorRT: {ELSEWHERE}")
 
 
 def _session(model: bytes, setting: Setting) -> Any:

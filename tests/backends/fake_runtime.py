@@ -132,7 +132,9 @@ class Engine:
     def create_runtime_config(self) -> Any:
         return RuntimeConfig()
 
-    def create_execution_context(self, how: Any) -> Any:
+    def create_execution_context(self, how: Any = None) -> Any:
+        if how is None:
+            return Context(self, managed=True) if _goes(self.module, self.log, "context") else None
         if isinstance(how, RuntimeConfig):
             assert how.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
             assert how.cache is not None
@@ -162,12 +164,14 @@ class RuntimeConfig:
 
 
 class Context:
-    def __init__(self, engine: Engine) -> None:
+    """managed: it has scratch memory of its own and begins in the first profile."""
+
+    def __init__(self, engine: Engine, *, managed: bool = False) -> None:
         self._engine, self._module = engine, engine.module
-        self._profile: Any = None
+        self._profile: Any = engine.profiles[0] if managed else None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        self._scratch = 0
+        self._scratch = int(managed)
         self.profiler: Any = None
         if hasattr(self._module, "DynamicShapesKernelSpecializationStrategy"):
             self.is_stream_capturable = lambda stream: self._module.capturable

@@ -168,9 +168,10 @@ def make_module(
             return types.SimpleNamespace(create_engine_inspector=lambda: report)
 
     module.ILogger, module.Builder, module.OnnxParser, module.Runtime = ILogger, Builder, OnnxParser, Runtime
+    weak = "FP16 BF16" if version.startswith("10.") else ""
     flags = {"STRONGLY_TYPED": 1} if strong else {"EXPLICIT_BATCH": 0}
     module.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags)
-    module.BuilderFlag = enum.Enum("BuilderFlag", "TF32 VERSION_COMPATIBLE STRIP_PLAN REFIT REFIT_IDENTICAL")
+    module.BuilderFlag = enum.Enum("BuilderFlag", f"TF32 VERSION_COMPATIBLE STRIP_PLAN REFIT REFIT_IDENTICAL {weak}")
     module.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", "DETAILED")
     module.MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
     module.LayerInformationFormat = enum.Enum("LayerInformationFormat", "JSON")

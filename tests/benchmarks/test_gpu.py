@@ -23,13 +23,15 @@ from benchmarks.gpu.clock import Clock, OutOfTime
 from benchmarks.gpu.device_facts import FIELDS, parse_facts, parse_processes, parse_reasons, slowed, snapshot
 from benchmarks.gpu.models import exported, torch_model
 from benchmarks.gpu.parity import OVER, over_budget
-from benchmarks.gpu.run import Run, contenders, without_folders
+from benchmarks.gpu.run import Run, contenders
+from benchmarks.gpu.skipping import without_folders
 from benchmarks.gpu.subject import Subject
 from benchmarks.gpu.table import BUSY, figures, table
 from ddpm_deploy.bench.record import OWN, PEER, TWIN, Parity, Report, Row, read_report
 from ddpm_deploy.bench.report.write import write_pages
 from ddpm_deploy.errors import ParityError
 from ddpm_deploy.parity.budget import budget_for
+from ddpm_deploy.schedule import NoiseSchedule
 
 ROOT = Path(__file__).parents[2]
 GROUP = Group("digits", "unipc", 4, 2, "fp32")
@@ -75,8 +77,8 @@ def test_rehearsal_judges_every_row_before_it_is_timed(rehearsal: tuple[Report, 
 def test_rehearsal_names_every_missing_runtime_with_its_reason(rehearsal: tuple[Report, Path, str]) -> None:
     skipped = {entry["what"]: entry["reason"] for entry in rehearsal[0].skipped}
     for runtime in ("tensorrt", "tensorrt-rtx"):
-        assert any(f"[{runtime}-fp32-b1" in what and reason for what, reason in skipped.items())
-    assert all("tensorrt" in what or "ONNX_Runtime" in what for what in skipped), skipped
+        assert any(f"[{runtime}-fp32-b1" in what and "1 more" in what and reason for what, reason in skipped.items())
+    assert all("tensorrt" in what.lower() or "ONNX_Runtime" in what for what in skipped), skipped
 
 
 def test_rehearsal_has_facts_of_the_cpu_and_none_of_a_gpu(rehearsal: tuple[Report, Path, str]) -> None:
@@ -186,6 +188,8 @@ def test_group_that_does_not_fit_into_the_time_is_skipped(
     run._measure(GROUP)
     assert not run.findings.rows
     assert all("give more --minutes" in reason for reason in run.findings.skipped.values())
+    run._measure_if_it_fits(GROUP)
+    assert run.findings.untimed == [GROUP]
 
 
 def test_clock_knows_what_things_have_cost() -> None:
@@ -233,6 +237,33 @@ def test_host_loop_without_diffusers_draws_the_pictures_of_the_reference(digits:
     assert "diffusers is not installed" in path.note
 
 
+def test_ddpm_in_a_loop_of_diffusers_draws_the_pictures_of_the_reference(digits: Subject) -> None:
+    pytest.importorskip("diffusers", reason="its loop")
+    bundle = digits.model.bundle
+    short = replace(bundle.manifest, schedule=NoiseSchedule.linear(20, 1e-3, 0.2))
+    subject = Subject(replace(digits.model, bundle=replace(bundle, manifest=short)), "cpu")
+    group = replace(GROUP, solver="ddpm", steps=20)
+    path = peers.peers_of(group, compiles=False)[peers.PIPELINE](group, subject)
+    loop = peers.open_loop(group, subject, step=peers.EAGER)
+    for one in (path, loop, loop):
+        assert subject.reference.judge(one, "fp32", group.batch).figures["final_max_abs"] < 1e-4
+    assert np.abs(path.draw() - loop.draw()).max() > 0.1  # each from its own noise
+    with pytest.raises(ParityError):
+        subject.reference.judge(replace(loop, noise=path.noise), "fp32", group.batch)
+
+
+@pytest.mark.parametrize(
+    ("solver", "precision", "plain"),
+    [("unipc", "fp32", 3), ("ddim", "fp16", 3), ("ddpm", "bf16", 2), ("unipc", "tf32", 0)],
+)
+def test_every_solver_is_held_against_plain_exports_and_torch_compile(solver: str, precision: str, plain: int) -> None:
+    pytest.importorskip("diffusers", reason="its peers")
+    found = list(peers.peers_of(replace(GROUP, solver=solver, precision=precision), compiles=True))
+    assert found[0] == (peers.PIPELINE if solver == "ddpm" else peers.EAGER_LOOP)
+    assert found[-1] == peers.COMPILED_LOOP
+    assert sum("plain export" in name for name in found) == plain
+
+
 def test_without_diffusers_the_names_of_the_peers_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     assert list(peers.peers_of(GROUP, compiles=True)) == [peers.OUR_EAGER, peers.OUR_COMPILED]
@@ -245,10 +276,18 @@ def test_twin_follows_ours_and_what_compiles_comes_last(digits: Subject) -> None
     assert kinds[-1] == (OWN, paths.COMPILED)
 
 
-def test_every_wish_of_the_full_run_makes_rows_of_their_own() -> None:
-    ids = [group.spec("torch").id for wish in FULL for group in wish.groups()]
+def test_full_run_asks_for_every_solver_at_every_batch_in_every_precision_once(tmp_path: Path) -> None:
+    asked = Asked(tmp_path / "report.json").groups()
+    solvers = (("ddpm", 1000), ("ddim", 50), ("unipc", 12))
+    batches, precisions = (1, 8, 64, 256), ("fp32", "tf32", "bf16", "fp16")
+    ids = [group.spec("torch").id for group in asked]
     assert len(ids) == len(set(ids))
-    assert (FULL[0].model, FULL[0].batches) == ("cifar10", (1, 256))
+    assert {(g.model, g.solver, g.steps, g.batch, g.precision) for g in asked} == {
+        (model, *solver, batch, precision)
+        for model in ("cifar10", "digits") for solver in solvers for batch in batches for precision in precisions
+    }  # fmt: skip
+    assert [(g.model, g.solver, g.batch) for g in (asked[0], asked[2])] == [("cifar10", "unipc", n) for n in (1, 256)]
+    assert any(group.compiled for group in asked)
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -374,6 +413,29 @@ def test_driver_that_knows_an_older_name_is_asked_by_it(monkeypatch: pytest.Monk
     assert facts == {
         "when": "before", "power_cap_w": 300.0, "throttle": ["idle"], "processes": {"count": 0, "memory_mib": 0.0}
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shown", "device", "card"),
+    [
+        (("GPU-third", "GPU-first"), "cuda", "GPU-third"),
+        (("GPU-third", "GPU-first"), "cuda:1", "GPU-first"),
+        ((), "cuda:1", "1"),
+        (("GPU-third", ""), "cuda:1", "1"),
+    ],
+)
+def test_facts_are_of_the_card_that_cuda_shows(
+    shown: tuple[str, ...], device: str, card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/asked\ncase "$2" in *pid*) ;; *) echo "{SMI}" ;; esac\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("benchmarks.gpu.device_facts.visible_uuids", lambda: shown)
+    facts = snapshot(device, "before")
+    assert facts is not None
+    assert facts["power_cap_w"] == 700.0
+    assert set((tmp_path / "asked").read_text().split()) == {f"--id={card}"}
 
 
 def test_no_facts_of_a_cpu() -> None:

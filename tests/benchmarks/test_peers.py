@@ -237,8 +237,9 @@ def test_reduced_precisions_are_unavailable_where_the_hardware_has_none(
     found = peers.available_steps(digits, SETTING)
     assert "does not compute in bf16" in str(found["diffusers eager", "bf16"])
     assert "for GPUs" in str(found["torch.compile", "fp16"])
-    assert "NVIDIA GPUs only" in str(found["TensorRT", "fp32"])
-    with pytest.raises(PeerUnavailable, match="measured in fp32, not in bf16"):
+    assert "compute in float32, not in fp16" in str(found["ONNX Runtime, plain export", "fp16"])
+    assert "NVIDIA GPUs only" in str(found["TensorRT, plain export", "fp32"])
+    with pytest.raises(PeerUnavailable, match="measured in fp32 and fp16, not in bf16"):
         peers.open_step("ONNX Runtime, plain export", digits, replace(SETTING, precision="bf16"))
 
 
@@ -265,14 +266,14 @@ def test_the_plain_export_is_kept_in_the_folder_and_read_from_it(
     from benchmarks.peers import plain
 
     monkeypatch.setattr(plain, "_exports", {})
-    monkeypatch.setattr(plain, "_export", lambda bundle: b"model")
-    assert peers.plain_export(digits, tmp_path / "cache") == b"model"
+    monkeypatch.setattr(plain, "_export", lambda bundle, precision: f"model, {precision}".encode())
+    assert peers.plain_export(digits, tmp_path / "cache") == b"model, fp32"
     (kept,) = (tmp_path / "cache").iterdir()
     kept.write_bytes(b"kept")
-    assert peers.plain_export(digits, tmp_path / "cache") == b"model"
+    assert peers.plain_export(digits, tmp_path / "cache") == b"model, fp32"
     plain._exports.clear()
     assert peers.plain_export(digits, tmp_path / "cache") == b"kept"
-    assert peers.plain_export(replace(digits, digest="sha256:other"), tmp_path / "cache") == b"model"
+    assert peers.plain_export(replace(digits, digest="sha256:other"), tmp_path / "cache") == b"model, fp32"
 
 
 def test_an_unknown_peer_or_precision_is_refused_with_the_choices(digits: Bundle) -> None:
