@@ -17,12 +17,12 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from ddpm_deploy.sampler import Sampler
+from ddpm_deploy.serve.__main__ import TOKEN_VARIABLE
 from ddpm_deploy.serve.app import make_app
 from ddpm_deploy.serve.engine import CAPACITY, Engine
 from ddpm_deploy.serve.handle import Array
 from ddpm_deploy.serve.limits import Limits
 
-TOKEN_VARIABLE = "DDPM_DEPLOY_TOKEN"
 TARGET_REQUESTS = 16.0  # of a replica, half of the largest batch: from there on another one draws faster
 
 
