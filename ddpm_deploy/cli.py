@@ -87,9 +87,9 @@ def require_writable(file: Path) -> None:
         raise OSError(error.errno, error.strerror, str(file)) from None
 
 
-def make_parser(command: str, description: str) -> argparse.ArgumentParser:
+def make_parser(command: str, description: str, kind: type[Parser] = Parser) -> argparse.ArgumentParser:
     """A parser for one command; `--help` shows every default."""
-    return Parser(
+    return kind(
         prog=f"ddpm-deploy {command}",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

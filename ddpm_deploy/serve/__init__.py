@@ -2,5 +2,6 @@
 
 from ddpm_deploy.serve.engine import Engine
 from ddpm_deploy.serve.handle import Handle, Preview
+from ddpm_deploy.serve.observing import Step
 
-__all__ = ["Engine", "Handle", "Preview"]
+__all__ = ["Engine", "Handle", "Preview", "Step"]

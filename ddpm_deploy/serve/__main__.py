@@ -13,14 +13,20 @@ from ddpm_deploy.cli import make_parser, run_command, words
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.serve.engine import CAPACITY, Engine
 from ddpm_deploy.serve.limits import Limits
+from ddpm_deploy.serve.settings import VARIABLES, SettingsParser
 
+FORMATS = ("text", "json")
+LEVELS = ("debug", "info", "warning", "error")
 TOKEN_VARIABLE = "DDPM_DEPLOY_TOKEN"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `serve`."""
     parser = make_parser(
-        "serve", f"Serve a bundle over HTTP. A bearer token is required of clients if {TOKEN_VARIABLE} is set."
+        "serve",
+        f"Serve a bundle over HTTP. Every option may also be set as {VARIABLES}NAME in the environment, or as NAME in "
+        f"the file of --config. A bearer token is required of clients if {TOKEN_VARIABLE} is set.",
+        SettingsParser,
     )
     add = parser.add_argument
     add("bundle", nargs="?", help="bundle folder or lone .onnx file; default: the digits model of this package")
@@ -38,8 +44,19 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--max-pixels", type=int, default=Limits.max_pixels, help="of one picture, where the model leaves its size free"
     )
+    add("--max-work", type=int, default=Limits.max_work, help="pixels x evaluations of all pictures of a request")
     add("--deadline-s", type=float, default=Limits.deadline_s, help="a request not finished by then gets status 504")
     add("--drain-s", type=float, default=30.0, help="seconds to finish what was accepted, after SIGTERM or Ctrl+C")
+    add("--log-format", choices=FORMATS, default="text", help="a line for each request, on standard error")
+    add("--log-level", choices=LEVELS, default="info", help="warning leaves out the requests")
+    add(
+        "--otel",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="send OpenTelemetry traces to where OTEL_EXPORTER_OTLP_ENDPOINT says",
+    )
+    add("--config", metavar="FILE", help="TOML file of settings; the environment and flags override it")
+    add("--print-config", action="store_true", help="show every setting and where it is from, and stop")
     return parser
 
 
@@ -58,19 +75,29 @@ def run(
     max_n: int,
     max_steps: int,
     max_pixels: int,
+    max_work: int,
     deadline_s: float,
     drain_s: float,
+    log_format: str,
+    log_level: str,
+    otel: bool,
 ) -> None:
     """Serve until a signal; see `build_parser` for the arguments."""
     from ddpm_deploy.serve.app import make_app
+    from ddpm_deploy.serve.logs import set_up_logging
     from ddpm_deploy.serve.server import DrainingServer, address, listening
+    from ddpm_deploy.serve.tracing import Tracing
 
-    limits = Limits(max_n=max_n, max_steps=max_steps, max_pixels=max_pixels, deadline_s=deadline_s)
+    set_up_logging(log_format, log_level)
+    limits = Limits(max_n=max_n, max_steps=max_steps, max_pixels=max_pixels, max_work=max_work, deadline_s=deadline_s)
     if not 0 <= port < 65536:
-        raise ValueError(f"--port: got {port}, expected 0 to 65535")
+        raise ValueError(f"port: got {port}, expected 0 to 65535")
     if not 0 <= drain_s < float("inf"):
-        raise ValueError(f"--drain-s: got {drain_s:g}, expected a number of seconds of at least 0")
+        raise ValueError(f"drain_s: got {drain_s:g}, expected a number of seconds of at least 0")
     with ExitStack() as stack:
+        tracing = Tracing() if otel else None
+        if tracing is not None:
+            stack.callback(tracing.close)
         samplers = [
             stack.enter_context(
                 Sampler.load(
@@ -86,7 +113,7 @@ def run(
         ]
         engine = Engine(samplers, buckets=buckets, capacity=capacity)
         stack.callback(engine.close)
-        app = make_app(engine, limits, os.environ.get(TOKEN_VARIABLE) or None)
+        app = make_app(engine, limits, os.environ.get(TOKEN_VARIABLE) or None, tracing)
         listener = stack.enter_context(listening(host, port))
         print(f"serving {samplers[0].manifest.model.name} at {address(listener)}; Ctrl+C drains it", flush=True)
         DrainingServer(app, engine, drain_s).run(sockets=[listener])

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -19,6 +20,7 @@ from ddpm_deploy.errors import EngineClosed
 from ddpm_deploy.images import is_picture
 from ddpm_deploy.serve.engine import Engine
 from ddpm_deploy.serve.generation import (
+    PATH,
     Drawing,
     GenerationRequest,
     GenerationResponse,
@@ -27,13 +29,15 @@ from ddpm_deploy.serve.generation import (
     response,
 )
 from ddpm_deploy.serve.handle import Array, Handle
+from ddpm_deploy.serve.journal import Journal, Note
 from ddpm_deploy.serve.limits import Limits
+from ddpm_deploy.serve.metrics import Metrics
 from ddpm_deploy.serve.models import ServedModels, served
 from ddpm_deploy.serve.pictures import npy
 from ddpm_deploy.serve.problems import ERRORS, answer_problems
 from ddpm_deploy.serve.stream import EventStream
+from ddpm_deploy.serve.tracing import Tracing
 
-PATH = "/v1/images/generations"
 NPY = "application/x-npy"
 BODY = {"requestBody": {"content": {"application/json": {"schema": GenerationRequest.model_json_schema()}}}}
 DRAWN: dict[int | str, dict[str, Any]] = {
@@ -55,6 +59,7 @@ class Service:
         self.engine, self.limits, self._token = engine, limits, token
         self.sampler = engine.samplers[0]
         self.warm = False
+        self.metrics = Metrics(engine, lambda: self.ready)
 
     @property
     def ready(self) -> bool:
@@ -76,6 +81,9 @@ class Service:
         if not self.ready:
             raise EngineClosed("the service is warming up or draining")
         wanted, handle = await asyncio.to_thread(self._submitted, body)
+        self.metrics.accepted(handle)
+        note: Note = request.state.note
+        note.drawing, note.handle = wanted, handle
         if wanted.request.stream:
             return EventStream(self.engine, handle, wanted)
         samples = await _drawn(handle, request)
@@ -119,10 +127,12 @@ class Service:
         return bytes(body)
 
 
-def make_app(engine: Engine, limits: Limits | None = None, token: str | None = None) -> FastAPI:
+def make_app(
+    engine: Engine, limits: Limits | None = None, token: str | None = None, tracing: Tracing | None = None
+) -> FastAPI:
     """The application around an engine whose samples are pictures; ValueError where they are not.
 
-    token: what clients must send as `Authorization: Bearer ...`, None for nothing.
+    token: what clients must send as `Authorization: Bearer ...`, None for nothing. tracing: None for none.
     """
     shape = engine.samplers[0].manifest.sample_shape
     if not is_picture(shape):
@@ -160,7 +170,13 @@ def make_app(engine: Engine, limits: Limits | None = None, token: str | None = N
         """Whether it takes requests."""
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> PlainTextResponse:
+        """Counters for Prometheus."""
+        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
     answer_problems(app)
+    app.add_middleware(Journal, metrics=service.metrics, tracing=tracing)
     return app
 
 

@@ -20,6 +20,7 @@ from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.serve.buckets import Buckets, default_sizes
 from ddpm_deploy.serve.handle import Handle
 from ddpm_deploy.serve.line import Line, Turn
+from ddpm_deploy.serve.observing import Observer, Observers, Step
 from ddpm_deploy.serve.policy import chosen
 from ddpm_deploy.serve.request import (
     check_plan,
@@ -65,6 +66,7 @@ class Engine:
         self._numbers = itertools.count()
         self._accepting, self._closed = True, False
         self._unsettled = 0
+        self._observers = Observers()
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"engine-{i}", daemon=True)
             for i in range(len(self.samplers))
@@ -135,6 +137,15 @@ class Engine:
             self._changed.notify_all()
         handle.add_done_callback(self._let_go_if_cancelled)
         return handle
+
+    def observe(self, function: Observer) -> None:
+        """Call `function(step)` after each step, in the engine's thread: keep it short."""
+        self._observers.add(function)
+
+    @property
+    def waiting(self) -> int:
+        """How many samples have not taken part in any step."""
+        return self._line.waiting
 
     @property
     def held(self) -> int:
@@ -242,13 +253,18 @@ class Engine:
     def _step(self, worker: int) -> Exception | None:
         """Wait for samples and take them through a row; an error where the device did nothing for any."""
         batch = self._next_batch(worker)
+        for sample in batch:
+            sample.handle.begin(time.monotonic())
         begin = time.perf_counter()
         try:
             errors = self._steppers[worker].advance(batch) if batch else {}
         except Exception as error:  # a defect of ours must not leave callers waiting
             logger.exception("engine: a step failed")
             errors = dict.fromkeys(batch, error)
-        self._settle(batch, errors, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        if batch:
+            self._observers.tell(Step(worker, len(batch), len(errors), seconds, self._steppers[worker].tally))
+        self._settle(batch, errors, seconds)
         failed = [error for error in errors.values() if isinstance(error, BackendError)]
         return failed[0] if batch and len(failed) == len(batch) else None
 

@@ -18,6 +18,7 @@ from ddpm_deploy.serve.limits import Limits
 from ddpm_deploy.serve.pictures import encoded, size_of
 from ddpm_deploy.solvers import SOLVERS
 
+PATH = "/v1/images/generations"
 RANDOM_SEED_BITS = 53  # what every JSON reader keeps exactly
 MAX_GUIDANCE = 100
 SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
@@ -115,11 +116,13 @@ def drawing(request: GenerationRequest, sampler: Sampler, limits: Limits) -> Dra
     plan = sampler.plan(request.solver, request.steps)
     if plan.nfe > limits.max_steps:
         raise ValueError(f"steps: {plan.solver} takes {plan.nfe} evaluations, expected at most {limits.max_steps}")
+    size = _size(request.size, limits.max_pixels)
+    _check_work(request.n, size or manifest.sample_shape[1:], plan.nfe, limits.max_work)
     arguments = {
         "n": request.n,
         "plan": plan,
         "seed": secrets.randbits(RANDOM_SEED_BITS) if request.seed is None else request.seed,
-        "size": _size(request.size, limits.max_pixels),
+        "size": size,
         **_steering(request, manifest),
         "guidance": request.guidance,
         "deadline_s": min(request.deadline_s or limits.deadline_s, limits.deadline_s),
@@ -150,6 +153,14 @@ def _check_answer(request: GenerationRequest, manifest: Manifest) -> None:
     for name in ("partial_images", "preview_every"):
         if getattr(request, name) and not request.stream:
             raise ValueError(f"{name}: got {getattr(request, name)}, but stream is false; previews come in a stream")
+
+
+def _check_work(n: int, size: Sequence[int], evaluations: int, most: int) -> None:
+    height, width = size
+    work = n * height * width * evaluations
+    if work > most:
+        asked = f"{n} of {width}x{height} pixels in {evaluations} evaluations is {work}"
+        raise ValueError(f"n: {asked}, expected at most {most} in all; ask for fewer, smaller, or with fewer steps")
 
 
 def _preview_every(request: GenerationRequest, rows: int) -> int:

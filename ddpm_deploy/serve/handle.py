@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -45,11 +46,15 @@ class Handle:
     EngineClosed or CancelledError. `async for preview in handle` shows the samples on their way: where the consumer
     is slower than the engine, it gets the newest of each sample; it ends when the request does, without an error.
     `follow` tells of each finished sample too. Both are for one consumer.
+    submitted, began, finished: when, on the clock of `time.monotonic`; None for what has not happened.
     """
 
     def __init__(self, n: int, shape: tuple[int, ...], preview_every: int = 0) -> None:
         self.n, self.shape = n, shape
         self.preview_every = preview_every
+        self.submitted = time.monotonic()
+        self.began: float | None = None
+        self.finished: float | None = None
         self._future: Future[Array] = Future()
         self._images = np.empty((n, *shape), np.float32)
         self._errors: dict[int, Exception] = {}
@@ -69,6 +74,10 @@ class Handle:
         """Wait; then each sample, or what it alone failed with."""
         self._future.exception(timeout)
         return [self._errors.get(index, self._images[index]) for index in range(self.n)]
+
+    def error(self) -> BaseException | None:
+        """What `result` would raise of a request that is done and was not cancelled."""
+        return self._future.exception(0)
 
     def done(self) -> bool:
         """Whether there is a result, an error, or nothing more to come because it was cancelled."""
@@ -133,6 +142,11 @@ class Handle:
             self._previews[preview.index] = preview
         self._wake()
 
+    def begin(self, now: float) -> None:
+        """Its first sample takes part in a call of the network."""
+        if self.began is None:
+            self.began = now
+
     def settle(self, index: int, outcome: Array | Exception) -> None:
         """One sample is drawn, or failed; after the last of them the request is done."""
         with self._lock:
@@ -159,6 +173,7 @@ class Handle:
         self._resolve()
 
     def _resolve(self) -> None:
+        self.finished = time.monotonic()
         with suppress(InvalidStateError):  # cancelled, or settled, in the meantime
             if self._errors:
                 self._future.set_exception(self._errors[min(self._errors)])

@@ -13,6 +13,7 @@ class Limits:
     """What `python -m ddpm_deploy.serve` has as defaults.
 
     max_n: pictures. max_steps: network evaluations of one picture. max_pixels: of one picture, where its size is free.
+    max_work: pixels x evaluations of all pictures of a request.
     max_body_bytes: of the request as it is sent.
     deadline_s: when a request fails that is not finished, and the most that it may ask for itself.
     body_s: how long its body may take to arrive.
@@ -21,6 +22,7 @@ class Limits:
     max_n: int = 16
     max_steps: int = 1000
     max_pixels: int = 2**20
+    max_work: int = 2**30
     max_body_bytes: int = 65536
     deadline_s: float = 60.0
     body_s: float = 10.0

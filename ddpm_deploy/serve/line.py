@@ -46,6 +46,11 @@ class Line:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def waiting(self) -> int:
+        """How many no worker has taken yet."""
+        return len(self._waiting)
+
     def __contains__(self, sample: Sample) -> bool:
         return sample.number in self._held
 

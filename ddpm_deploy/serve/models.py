@@ -17,11 +17,13 @@ class Default(BaseModel):
 
 
 class Most(BaseModel):
-    """What a request may ask for. pixels: of one picture, where its size is free."""
+    """What a request may ask for. pixels: of one picture, where its size is free. work: pixels x evaluations
+    of all its pictures."""
 
     n: int
     steps: int
     pixels: int
+    work: int
     deadline_s: float
 
 
@@ -76,5 +78,11 @@ def served(manifest: Manifest, limits: Limits, created: int) -> ServedModel:
         timesteps=manifest.schedule.T,
         solvers=list(SOLVERS),
         default=Default(solver=manifest.defaults.solver, steps=manifest.defaults.steps),
-        limits=Most(n=limits.max_n, steps=limits.max_steps, pixels=limits.max_pixels, deadline_s=limits.deadline_s),
+        limits=Most(
+            n=limits.max_n,
+            steps=limits.max_steps,
+            pixels=limits.max_pixels,
+            work=limits.max_work,
+            deadline_s=limits.deadline_s,
+        ),
     )

@@ -10,11 +10,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from ddpm_deploy.errors import BackendError, DeadlineExceeded, EngineClosed, NonFiniteError, QueueFull
+from ddpm_deploy.errors import BackendError, DdpmDeployError, DeadlineExceeded, EngineClosed, NonFiniteError, QueueFull
 
-CLIENT_GONE = 499
 CLOSED_RETRY_AFTER_S = 1.0
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A field is wrong; the message names it."},
@@ -56,22 +54,19 @@ def problem_of(error: Exception) -> Problem:
             return Problem(503, str(error), _retry_after(CLOSED_RETRY_AFTER_S))
         case DeadlineExceeded():
             return Problem(504, str(error))
-        case ClientDisconnect():
-            return Problem(CLIENT_GONE, "the client went away")
     known = isinstance(error, BackendError | NonFiniteError)
     logger.error("serve: a request failed: %s", error, exc_info=None if known else error)
     return Problem(500, "the service failed to draw this; see its log")
 
 
 def answer_problems(app: FastAPI) -> None:
-    """Let the application answer errors in OpenAI's form."""
+    """Let the application answer errors that are expected in OpenAI's form."""
 
     def answer(_: Request, error: Exception) -> JSONResponse:
         problem = problem_of(error)
         return JSONResponse(problem.body, problem.status, problem.headers)
 
-    kinds = (HTTPException, QueueFull, EngineClosed, ClientDisconnect, DeadlineExceeded, NonFiniteError, BackendError)
-    for kind in (*kinds, Exception):
+    for kind in (HTTPException, DdpmDeployError):
         app.add_exception_handler(kind, answer)
 
 

@@ -30,6 +30,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, app: FastAPI, engine: Engine, drain_s: float) -> None:
         config = uvicorn.Config(
             app,
+            log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,

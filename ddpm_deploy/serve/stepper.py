@@ -7,6 +7,7 @@ samples with the same pattern of coefficients; so it is bitwise that of each sam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,25 @@ from ddpm_deploy.serve.sample import Sample
 Array = NDArray[Any]
 
 
+@dataclass
+class Tally:
+    """Calls of the network. lanes: evaluations asked for. places: those that were computed, padding and tries again
+    among them."""
+
+    calls: int = 0
+    lanes: int = 0
+    places: int = 0
+
+
 class Stepper:
     """Advances samples on one sampler's backend. Used by one thread.
 
-    Samples which go on together stay in the arrays of the last step, and are not copied.
+    Samples which go on together stay in the arrays of the last step, and are not copied. tally: of the last `advance`.
     """
 
     def __init__(self, sampler: Sampler, buckets: Buckets) -> None:
         self.buckets = buckets
+        self.tally = Tally()
         self._sampler = sampler
         self._backend = sampler.backend
         self._channels = sampler.manifest.sample_shape[0]
@@ -41,6 +53,7 @@ class Stepper:
 
     def advance(self, samples: Sequence[Sample]) -> dict[Sample, Exception]:
         """Take each sample through one row, or tell what it failed with. All are of one shape."""
+        self.tally = Tally()
         self._detach_all_but(samples)
         for sample in samples:
             sample.begin()
@@ -76,6 +89,7 @@ class Stepper:
         if guided.size:
             x, t = np.concatenate([x, x[guided]]), np.concatenate([t, t[guided]])
         feeds = {"x": x, "t": t, **self._condition(order, weights, guided)}
+        self.tally.lanes += len(t)
         m, failed = evaluate(self._run, feeds, self.buckets)
         lanes = [*range(len(order)), *guided.tolist()]
         errors = {order[lanes[lane]]: error for lane, error in failed.items()}
@@ -88,6 +102,8 @@ class Stepper:
         return m, errors
 
     def _run(self, feeds: Mapping[str, Array]) -> Array:
+        self.tally.calls += 1
+        self.tally.places += len(feeds["t"])
         return self._backend.run(feeds)[self._output]
 
     def _condition(self, order: Sequence[Sample], weights: Array, guided: Array) -> dict[str, Array]:

@@ -22,6 +22,7 @@ from ddpm_deploy.serve import Engine
 from ddpm_deploy.serve.app import make_app
 from ddpm_deploy.serve.limits import Limits
 from ddpm_deploy.serve.server import DrainingServer, listening
+from ddpm_deploy.serve.tracing import Tracing
 
 PATH = "/v1/images/generations"
 
@@ -103,12 +104,17 @@ def picture(data: dict[str, Any]) -> np.ndarray:
 
 @contextlib.contextmanager
 def serving(
-    sampler: Sampler, *, limits: Limits | None = None, token: str | None = None, capacity: int = 64
+    sampler: Sampler,
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    capacity: int = 64,
+    tracing: Tracing | None = None,
 ) -> Iterator[tuple[Client, Engine, DrainingServer]]:
     """A service that is ready, and stops by itself."""
     with listening("127.0.0.1", 0) as listener:
         engine = Engine(sampler, capacity=capacity)
-        server = DrainingServer(make_app(engine, limits, token), engine, drain_s=PATIENCE_S)
+        server = DrainingServer(make_app(engine, limits, token, tracing), engine, drain_s=PATIENCE_S)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         client = Client(listener.getsockname()[1])

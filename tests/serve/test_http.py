@@ -129,6 +129,16 @@ def test_a_picture_may_have_any_size_where_the_model_leaves_it_free() -> None:
         assert client.post(size="12x8", steps=2).message == "size: got 12x8, expected at most 64 pixels"
 
 
+def test_pictures_pixels_and_steps_have_a_bound_together() -> None:
+    sampler = numpy_sampler(shape=(1, 4, 4), size_multiple=4)
+    with serving(sampler, limits=Limits(max_work=640)) as (client, *_):
+        assert client.post(n=4, steps=10).status == 200
+        for fields in ({"n": 5, "steps": 10}, {"n": 4, "steps": 11}, {"n": 2, "steps": 10, "size": "12x4"}):
+            answer = client.post(**fields)
+            assert answer.status == 400
+            assert "expected at most 640 in all" in answer.message
+
+
 def test_requests_share_calls_and_each_gets_its_own_picture(held) -> None:
     sampler, client, engine, _ = held
     with ThreadPoolExecutor(4) as pool:
@@ -177,7 +187,7 @@ def test_the_model_is_described_with_what_may_be_asked_of_it(grey) -> None:
         "guided": True,
         "timesteps": 100,
         "default": {"solver": "ddim", "steps": 10},
-        "limits": {"n": 4, "steps": 50, "pixels": 2**20, "deadline_s": 60.0},
+        "limits": {"n": 4, "steps": 50, "pixels": 2**20, "work": 2**30, "deadline_s": 60.0},
     }
     assert expected.items() <= model.items()
     for solver in model["solvers"]:
@@ -435,8 +445,8 @@ def test_sigterm_under_load_loses_nothing_and_ends_in_good_order() -> None:
     ("arguments", "message"),
     [
         (["none.bundle"], "none.bundle"),
-        (["--port", "70000"], "--port: got 70000"),
-        (["--drain-s", "nan"], "--drain-s: got nan"),
+        (["--port", "70000"], "port: got 70000"),
+        (["--drain-s", "nan"], "drain_s: got nan"),
         (["--max-n", "0"], "max_n: got 0, expected a whole number above 0"),
         (["--deadline-s", "inf"], "deadline_s: got inf"),
         (["--buckets", "0,4"], "buckets: got [0, 4]"),
