@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-work", type=int, default=Limits.max_work, help="pixels x evaluations of all pictures of a request")
     add("--deadline-s", type=float, default=Limits.deadline_s, help="a request not finished by then gets status 504")
     add("--drain-s", type=float, default=30.0, help="seconds to finish what was accepted, after SIGTERM or Ctrl+C")
+    add("--max-connections", type=int, default=2048, help="open at once; beyond it, status 503")
     add("--log-format", choices=FORMATS, default="text", help="a line for each request, on standard error")
     add("--log-level", choices=LEVELS, default="info", help="warning leaves out the requests")
     add(
@@ -78,12 +79,14 @@ def run(
     max_work: int,
     deadline_s: float,
     drain_s: float,
+    max_connections: int,
     log_format: str,
     log_level: str,
     otel: bool,
-) -> None:
-    """Serve until a signal; see `build_parser` for the arguments."""
+) -> int:
+    """Serve until a signal, 1 if it had to be sent twice; see `build_parser` for the arguments."""
     from ddpm_deploy.serve.app import make_app
+    from ddpm_deploy.serve.guard import Bounds, room_for
     from ddpm_deploy.serve.logs import set_up_logging
     from ddpm_deploy.serve.server import DrainingServer, address, listening
     from ddpm_deploy.serve.tracing import Tracing
@@ -92,6 +95,8 @@ def run(
     limits = Limits(max_n=max_n, max_steps=max_steps, max_pixels=max_pixels, max_work=max_work, deadline_s=deadline_s)
     if not 0 <= port < 65536:
         raise ValueError(f"port: got {port}, expected 0 to 65535")
+    if max_connections < 1:
+        raise ValueError(f"max_connections: got {max_connections}, expected at least 1")
     if not 0 <= drain_s < float("inf"):
         raise ValueError(f"drain_s: got {drain_s:g}, expected a number of seconds of at least 0")
     with ExitStack() as stack:
@@ -116,7 +121,9 @@ def run(
         app = make_app(engine, limits, os.environ.get(TOKEN_VARIABLE) or None, tracing)
         listener = stack.enter_context(listening(host, port))
         print(f"serving {samplers[0].manifest.model.name} at {address(listener)}; Ctrl+C drains it", flush=True)
-        DrainingServer(app, engine, drain_s).run(sockets=[listener])
+        server = DrainingServer(app, engine, drain_s, Bounds(room_for(max_connections)))
+        server.run(sockets=[listener])
+        return int(server.force_exit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from ddpm_deploy.serve.engine import Engine
+from ddpm_deploy.serve.guard import MAX_HEAD_BYTES, Bounds, GuardedProtocol
 
-MAX_CONNECTIONS = 2048
+BACKLOG = 2048
 KEEP_ALIVE_S = 15
-MAX_HEAD_BYTES = 16384
 ANSWER_S = 10  # for the answers still to be written when all is drawn
 
 logger = logging.getLogger(__name__)
@@ -27,18 +29,18 @@ class DrainingServer(uvicorn.Server):
     `drain_s` seconds are over, it stops. A second signal stops at once.
     """
 
-    def __init__(self, app: FastAPI, engine: Engine, drain_s: float) -> None:
+    def __init__(self, app: FastAPI, engine: Engine, drain_s: float, bounds: Bounds | None = None) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
-            log_level="warning",
+            log_level="error",  # its warnings are about what clients send
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=ANSWER_S,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            limit_concurrency=MAX_CONNECTIONS,
-            http="h11",
+            loop="asyncio",
+            http=cast(Any, partial(GuardedProtocol, bounds=bounds or Bounds())),
             ws="none",
         )
         super().__init__(config)
@@ -53,6 +55,12 @@ class DrainingServer(uvicorn.Server):
         self._draining = True
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End in good order, also where nothing is waited for."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
     def _drain(self) -> None:
         if not self._engine.drain(self._drain_s):
             logger.warning("serve: %d samples were not finished in %g s of drain", self._engine.held, self._drain_s)
@@ -63,7 +71,7 @@ class DrainingServer(uvicorn.Server):
 def listening(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def address(listener: socket.socket) -> str:

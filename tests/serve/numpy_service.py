@@ -20,6 +20,7 @@ from PIL import Image
 from ddpm_deploy import Sampler
 from ddpm_deploy.serve import Engine
 from ddpm_deploy.serve.app import make_app
+from ddpm_deploy.serve.guard import Bounds
 from ddpm_deploy.serve.limits import Limits
 from ddpm_deploy.serve.server import DrainingServer, listening
 from ddpm_deploy.serve.tracing import Tracing
@@ -110,11 +111,12 @@ def serving(
     token: str | None = None,
     capacity: int = 64,
     tracing: Tracing | None = None,
+    bounds: Bounds | None = None,
 ) -> Iterator[tuple[Client, Engine, DrainingServer]]:
     """A service that is ready, and stops by itself."""
     with listening("127.0.0.1", 0) as listener:
         engine = Engine(sampler, capacity=capacity)
-        server = DrainingServer(make_app(engine, limits, token, tracing), engine, drain_s=PATIENCE_S)
+        server = DrainingServer(make_app(engine, limits, token, tracing), engine, drain_s=PATIENCE_S, bounds=bounds)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         client = Client(listener.getsockname()[1])

@@ -1,0 +1,211 @@
+"""Clients that send slowly, or nothing, or do not read, are closed; the others are served meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the HTTP service needs it")
+pytest.importorskip("uvicorn", reason="the HTTP service needs it")
+
+from numpy_network import PATIENCE_S, numpy_sampler
+from numpy_service import PATH, Client, serving
+
+from ddpm_deploy.serve.guard import Bounds, room_for
+
+HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """A service with little patience and room for 20 connections."""
+    bounds = Bounds(connections=20, head_s=0.2, stall_s=0.2)
+    with serving(numpy_sampler(shape=(1, 4, 4)), bounds=bounds) as (client, _, server):
+        yield client, server
+
+
+@pytest.fixture
+def connection(guarded) -> Iterator[socket.socket]:
+    client, server = guarded
+    with connect(client) as opened:
+        yield opened
+    until(lambda: not server.server_state.connections)
+
+
+def connect(client: Client) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", client.port), PATIENCE_S)
+
+
+def until(condition) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def is_healthy(client: Client) -> bool:
+    with contextlib.suppress(ConnectionResetError):
+        return client.get("/healthz").status == 200
+    return False
+
+
+def rest(connection: socket.socket) -> bytes:
+    """Everything until the service closes."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def test_a_connection_that_says_nothing_is_closed(connection: socket.socket) -> None:
+    assert rest(connection).startswith(b"HTTP/1.1 408")
+
+
+def test_a_head_that_drips_has_one_limit_in_all(connection: socket.socket) -> None:
+    began = time.monotonic()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for byte in HEAD:
+            connection.send(bytes([byte]))
+            time.sleep(0.01)
+    assert 0.15 < time.monotonic() - began < 0.9, f"{len(HEAD)} bytes would take {len(HEAD) / 100} s"
+
+
+def test_a_second_request_that_drips_is_closed_too(connection: socket.socket) -> None:
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    time.sleep(0.3)
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET")
+    answers = rest(connection)
+    assert answers.startswith(b"HTTP/1.1 200"), "between requests there is more time"
+    assert b"HTTP/1.1 408" in answers
+
+
+def test_a_body_that_nobody_waits_for_is_closed(connection: socket.socket) -> None:
+    connection.sendall(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+    assert connection.recv(4096).startswith(b"HTTP/1.1 405")
+    began = time.monotonic()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for _ in range(100):
+            connection.send(b"x")
+            time.sleep(0.02)
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 100 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA B: c\r\n\r\n",
+    ],
+    ids=["TLS", "no host", "negative", "two lengths", "space"],
+)
+def test_what_is_no_request_is_status_400_in_the_usual_form(connection: socket.socket, head: bytes) -> None:
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        connection.sendall(head)
+    answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == 400
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 20000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: a\r\n" % i for i in range(3000)) + b"\r\n",
+        b"GET /" + b"a" * 20000,
+    ],
+    ids=["long header", "many headers", "long path"],
+)
+@pytest.mark.parametrize("piece", [1000, 100000])
+def test_a_head_has_a_limit_in_one_piece_and_in_many(connection: socket.socket, head: bytes, piece: int) -> None:
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        for begin in range(0, len(head), piece):
+            connection.sendall(head[begin : begin + piece])
+            time.sleep(0.001)
+    assert rest(connection).startswith(b"HTTP/1.1 431")
+
+
+def test_garbage_in_a_body_is_cut_off(connection: socket.socket) -> None:
+    connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzzz\r\n")
+    assert rest(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_a_client_that_does_not_read_is_cut_off(guarded) -> None:
+    client, server = guarded
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", client.port))
+        deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
+        until(lambda: server.server_state.connections)
+        until(lambda: not server.server_state.connections)
+
+
+def test_idle_connections_keep_nobody_out_for_long(guarded) -> None:
+    client, server = guarded
+    idle = [connect(client) for _ in range(200)]
+    try:
+        until(lambda: is_healthy(client))
+        assert client.post(steps=2).status == 200
+    finally:
+        for each in idle:
+            each.close()
+    until(lambda: not server.server_state.connections)
+
+
+def test_beyond_its_connections_it_says_so() -> None:
+    bounds = Bounds(connections=3)
+    with serving(numpy_sampler(shape=(1, 4, 4)), bounds=bounds) as (client, _, server), contextlib.ExitStack() as stack:
+        until(lambda: not server.server_state.connections)
+        for _ in range(3):
+            stack.enter_context(connect(client))
+        until(lambda: len(server.server_state.connections) == 3)
+        answer = client.post(steps=1)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert answer.message == "the service has no connection left; ask again"
+
+
+def test_a_thousand_idle_streams_leave_nothing_behind() -> None:
+    """Each asks for a picture and does not read; the engine's capacity bounds what is accepted."""
+    sampler = numpy_sampler(shape=(1, 4, 4))
+    bounds = Bounds(connections=1200, head_s=1, stall_s=1)
+    with serving(sampler, capacity=50, bounds=bounds) as (client, engine, server):
+        files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+        body = b'{"stream": true, "steps": 50, "preview_every": 1}'
+        request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        sampler.backend.gate.shut()
+        idle = [connect(client) for _ in range(1000)]
+        for each in idle:
+            each.sendall(request)
+        until(lambda: engine.held == 50)
+        sampler.backend.gate.open()
+        until(lambda: engine.held == 0)
+        assert client.post(steps=2).status == 200
+        answers = [each.recv(12) for each in idle]
+        assert {answer[9:] for answer in answers} == {b"200", b"429"}
+        for each in idle:
+            each.close()
+        until(lambda: not server.server_state.connections)
+        if files:
+            until(lambda: len(os.listdir("/proc/self/fd")) <= files)
+
+
+def test_there_is_room_for_fewer_connections_than_files() -> None:
+    resource = pytest.importorskip("resource", reason="only POSIX limits files")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        assert room_for(100) == 100
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, before[1]))
+        assert room_for(1000) == 1000
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 1000
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
