@@ -123,7 +123,7 @@ def run(
         print(f"serving {samplers[0].manifest.model.name} at {address(listener)}; Ctrl+C drains it", flush=True)
         server = DrainingServer(app, engine, drain_s, Bounds(room_for(max_connections)))
         server.run(sockets=[listener])
-        return int(server.force_exit)
+        return int(server.aborted)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -77,9 +77,9 @@ class Service:
     async def generate(self, request: Request) -> Response:
         """One request from its bytes to its pictures."""
         self.check_token(request)
+        self._check_room()
         body = await self._body(request)
-        if not self.ready:
-            raise EngineClosed("the service is warming up or draining")
+        self._check_room()
         wanted, handle = await asyncio.to_thread(self._submitted, body)
         self.metrics.accepted(handle)
         note: Note = request.state.note
@@ -90,6 +90,12 @@ class Service:
         if samples is None:
             raise ClientDisconnect
         return await asyncio.to_thread(self._answer, samples, wanted)
+
+    def _check_room(self) -> None:
+        """Refuse at once what would be refused later."""
+        if not self.ready:
+            raise EngineClosed("the service is warming up or draining")
+        self.engine.check_room()
 
     def _submitted(self, body: bytes) -> tuple[Drawing, Handle]:
         """Hand a request to the engine; what is wrong with it is status 400."""

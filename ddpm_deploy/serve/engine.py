@@ -110,8 +110,7 @@ class Engine:
         check_terms(priority, deadline_s, wait_s, preview_every)
         self._check_usable(n)
         if is_whole(n) and not wait_s:
-            with self._changed:
-                self._await_room(n, 0)  # before anything is computed for what would be refused
+            self.check_room(n)  # before anything is computed for what would be refused
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
         sampler = self.samplers[0]
         chosen_plan = sampler.chosen_plan(plan, solver, steps, spacing, options)
@@ -141,6 +140,11 @@ class Engine:
     def observe(self, function: Observer) -> None:
         """Call `function(step)` after each step, in the engine's thread: keep it short."""
         self._observers.add(function)
+
+    def check_room(self, n: int = 1) -> None:
+        """Raise QueueFull or EngineClosed where `submit` would, were it asked for n samples now; takes microseconds."""
+        with self._changed:
+            self._await_room(n, 0)
 
     @property
     def waiting(self) -> int:

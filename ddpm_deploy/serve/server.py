@@ -18,6 +18,7 @@ from ddpm_deploy.serve.guard import MAX_HEAD_BYTES, Bounds, GuardedProtocol
 BACKLOG = 2048
 KEEP_ALIVE_S = 15
 ANSWER_S = 10  # for the answers still to be written when all is drawn
+ABORT_S = 2  # for the step under way
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class DrainingServer(uvicorn.Server):
     """Serves an application until SIGTERM or SIGINT.
 
     The first signal makes the engine refuse new requests and `/readyz` say so; when what was accepted is answered, or
-    `drain_s` seconds are over, it stops. A second signal stops at once.
+    `drain_s` seconds are over, it stops. A second signal stops at once; `aborted` is true from then on.
     """
 
     def __init__(self, app: FastAPI, engine: Engine, drain_s: float, bounds: Bounds | None = None) -> None:
@@ -45,21 +46,27 @@ class DrainingServer(uvicorn.Server):
         )
         super().__init__(config)
         self._engine, self._drain_s = engine, drain_s
-        self._draining = False
+        self._draining = self.aborted = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, stop on the second."""
-        if self._draining:
-            self.should_exit = self.force_exit = True
-            return
+        target = self._abort if self._draining else self._drain
+        self.aborted = self._draining
         self._draining = True
-        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+        threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End in good order, also where nothing is waited for."""
         await super().shutdown(sockets)
         if self.force_exit:
             await self.lifespan.shutdown()
+
+    def _abort(self) -> None:
+        """What is not drawn fails, which its clients are still told."""
+        closing = threading.Thread(target=self._engine.close, daemon=True)
+        closing.start()
+        closing.join(ABORT_S)
+        self.should_exit = self.force_exit = True
 
     def _drain(self) -> None:
         if not self._engine.drain(self._drain_s):
