@@ -106,7 +106,7 @@ class Journal:
             await JSONResponse(problem.body, problem.status, problem.headers)(scope, receive, send)
 
     def _write(self, note: Note) -> None:
-        if note.for_pictures:
+        if note.for_pictures and note.status:
             self._metrics.answered(note.status)
         level = logging.DEBUG if note.path in QUIET else logging.INFO
         logger.log(level, "request", extra={"fields": note.fields()})
@@ -115,5 +115,5 @@ class Journal:
 def _note(scope: Scope) -> Note:
     given = Headers(scope=scope).get(ID, "")
     known = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
-    path = scope.get("raw_path", b"").decode("ascii", "replace")[:SHOWN_PATH]
-    return Note(known, scope["method"], path)
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return Note(known, scope["method"], path[:SHOWN_PATH])
