@@ -62,7 +62,7 @@ def problem_of(error: Exception) -> Problem:
 def answer_problems(app: FastAPI) -> None:
     """Let the application answer errors that are expected in OpenAI's form."""
 
-    def answer(_: Request, error: Exception) -> JSONResponse:
+    async def answer(_: Request, error: Exception) -> JSONResponse:  # not to wait for a thread
         problem = problem_of(error)
         return JSONResponse(problem.body, problem.status, problem.headers)
 

@@ -79,7 +79,9 @@ def test_a_head_that_drips_has_one_limit_in_all(connection: socket.socket) -> No
 
 def test_a_second_request_that_drips_is_closed_too(connection: socket.socket) -> None:
     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    first = b""
+    while not first.endswith(b"}"):
+        first += connection.recv(4096)
     time.sleep(0.3)
     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET")
     answers = rest(connection)

@@ -387,6 +387,7 @@ def test_a_second_signal_stops_at_once(held) -> None:
     server.handle_exit(signal.SIGTERM, None)
     assert not server.should_exit
     server.handle_exit(signal.SIGTERM, None)
+    until(lambda: engine.held == 0)
     sampler.backend.gate.open()
     until(lambda: server.force_exit)
     assert server.aborted
