@@ -120,7 +120,7 @@ class Service:
         """The body, of which never more is read than the limit."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "expected content-type application/json without content-encoding")
+            raise HTTPException(415, "body: expected the header Content-Type: application/json, no Content-Encoding")
         body, most = bytearray(), self.limits.max_body_bytes
         try:
             async with asyncio.timeout(self.limits.body_s):

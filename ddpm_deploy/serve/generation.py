@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import secrets
 import time
 from collections.abc import Sequence
@@ -100,7 +101,15 @@ def parsed(body: bytes) -> GenerationRequest:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "body"
-        raise ValueError(f"{where}: {first['msg']}") from None
+        raise ValueError(
+            f"{where}: {_unknown(where) if first['type'] == 'extra_forbidden' else first['msg']}"
+        ) from None
+
+
+def _unknown(name: str) -> str:
+    fields = GenerationRequest.model_fields
+    near = difflib.get_close_matches(name, fields, 1)
+    return f"there is no such field; {f'did you mean {near[0]}?' if near else 'known are ' + ', '.join(fields)}"
 
 
 def drawing(request: GenerationRequest, sampler: Sampler, limits: Limits) -> Drawing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
@@ -78,7 +79,14 @@ class DrainingServer(uvicorn.Server):
 def listening(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            message = f"port: {port} is in use on {host}; give another, or 0 for any free one"
+        else:
+            message = f"host: {(error.strerror or str(error)).split(' (')[0]}: {host}; give an address of this machine"
+        raise OSError(error.errno, message) from None
 
 
 def address(listener: socket.socket) -> str:

@@ -220,7 +220,8 @@ def test_the_openapi_document_names_every_field_and_status(grey) -> None:
         ({"model": "dall-e-3"}, "model: got 'dall-e-3', expected 'numpy'"),
         ({"response_format": "url"}, "response_format: "),
         ({"deadline_s": 0}, "deadline_s: "),
-        ({"quality": "hd"}, "quality: "),
+        ({"quality": "hd"}, "quality: there is no such field; known are prompt, label,"),
+        ({"promt": "a"}, "promt: there is no such field; did you mean prompt?"),
     ],
 )
 def test_a_wrong_field_is_named_with_status_400(grey, fields: dict[str, Any], message: str) -> None:
@@ -429,7 +430,7 @@ def test_help_shows_every_flag_and_its_default(capsys: pytest.CaptureFixture) ->
 def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["--port", str(taken.getsockname()[1])]) == 2
-    assert "in use" in capsys.readouterr().err
+    assert "is in use on 127.0.0.1; give another, or 0 for any free one" in capsys.readouterr().err
 
 
 def test_samples_that_are_no_pictures_are_refused(sampler: Sampler) -> None:
