@@ -33,6 +33,7 @@ LOOPED = "onnxruntime fp32"  # whose loop and cold start are judged
 CHAIN = "diffusers DDPMPipeline fp32"
 BY_HAND = f"{LOOPS[0]} fp32"
 MARKS = ("<!-- measured: python -m benchmarks.targets -->", "<!-- measured: end -->")
+APART = ("cold_start", "overhead")
 HEADS = ("figure", "target", "measured", "by", "parity of it", "")
 
 
@@ -100,9 +101,18 @@ def page(network: Report, digits: Report) -> str:
 
 
 def with_sections(network: Report, beside: Report) -> Report:
-    """The rows of one run and the sections, cold starts and overhead, of another of the same model."""
+    """The rows of one run, with the cold starts and the overhead that another one measured on the same machine."""
     require_same_model(network, beside)
-    return replace(network, sections={**network.sections, **beside.sections})
+    for name in ("cpu", "threads"):
+        if _steady(network.machine.get(name)) != _steady(beside.machine.get(name)):
+            raise ValueError(f"{beside.name}: {name}: expected that of {network.name}; measure both on one machine")
+    apart = {name: beside.sections[name] for name in APART if name in beside.sections}
+    return replace(network, sections={**network.sections, **apart})
+
+
+def _steady(fact: Any) -> Any:
+    """Without the clock of the moment."""
+    return {k: v for k, v in fact.items() if "mhz" not in k} if isinstance(fact, Mapping) else fact
 
 
 def into(path: Path, text: str) -> None:
@@ -169,11 +179,11 @@ def _quality(report: Report) -> tuple[str, bool | None]:
     ours, theirs = values.get(("unipc", FEW)), values.get(("ddpm", 1000))
     if ours is None or theirs is None:
         return "quality of both was not measured", None
-    loss = lost(ours, theirs)
+    said, loss = f"unipc {FEW} {ours['value']:.3f}, ddpm 1000 {theirs['value']:.3f}", lost(ours, theirs)
+    if loss is None:
+        return f"quality not paired by seeds: {said}", None
     verdict = "equal quality" if max(-loss.low, loss.high) <= EQUAL else "quality not equal"
-    said = f"{verdict}: unipc {FEW} {ours['value']:.3f}, ddpm 1000 {theirs['value']:.3f}"
-    paired = f", [{loss.low:.3f}, {loss.high:.3f}] lost" if loss.low < loss.high else ""
-    return f"{said}{paired}", as_good(ours, theirs)
+    return f"{verdict}: {said}, [{loss.low:.3f}, {loss.high:.3f}] lost", as_good(ours, theirs)
 
 
 def _cold(report: Report, key: str, target: float) -> Found:

@@ -174,9 +174,14 @@ def with_choice(report: Report) -> Report:
     return replace(report, rows=(*report.rows, *choice_rows(np.random.default_rng(3))))
 
 
+def pictures(value: float) -> dict[str, Any]:
+    """The quality of pictures that are all alike."""
+    return {"value": value, "samples": [value] * 500}
+
+
 def with_quality(report: Report, value: float) -> Report:
     """With that value of every picture in twelve evaluations."""
-    judged = [{**fact, "value": value} if fact["nfe"] == 12 else fact for fact in report.sections["quality"]]
+    judged = [{**fact, **pictures(value)} if fact["nfe"] == 12 else fact for fact in report.sections["quality"]]
     return replace(report, sections={**report.sections, "quality": judged})
 
 
@@ -235,7 +240,8 @@ def test_fewer_evaluations_of_worse_pictures_are_no_gain(report: Report, timed: 
 
 @pytest.mark.parametrize(("loss", "claimed"), [(-0.1, True), (0.9 * EQUAL, True), (1.1 * EQUAL, False)])
 def test_quality_may_be_worse_by_less_than_the_constant(report: Report, loss: float, claimed: bool) -> None:
-    assert as_good({"value": 0.88 - loss}, {"value": 0.88}) is claimed
+    assert as_good(pictures(0.88 - loss), pictures(0.88)) is claimed
+    assert not as_good({"value": 0.88 - loss}, {"value": 0.88})  # of other pictures nothing is known
     facts = [fact for fact in report.sections["quality"] if fact["figure"] == "mean top probability"]
     near = with_quality(replace(report, sections={"quality": facts}), 0.88 - loss)
     assert all((gain.fewer is not None) is claimed for gain in gains(near) if gain.row.nfe == 12)
@@ -356,7 +362,9 @@ def test_rows_that_are_not_to_be_quoted_are_counted_by_reason(report: Report) ->
 
 def with_bench_names(report: Report, **values: float) -> Report:
     """The group of a thousand or twelve, with the quality of both."""
-    facts = [{"solver": solver, "nfe": nfe, "value": values[solver]} for solver, nfe in (("ddpm", 1000), ("unipc", 12))]
+    facts = [
+        {"solver": solver, "nfe": nfe, **pictures(values[solver])} for solver, nfe in (("ddpm", 1000), ("unipc", 12))
+    ]
     return replace(with_choice(report), sections={"quality": facts})
 
 
