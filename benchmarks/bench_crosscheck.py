@@ -14,7 +14,8 @@ from ddpm_deploy.bench.truth import feeds_for
 from ddpm_deploy.errors import BackendUnavailable
 
 SECONDS = 3.0
-AGREE = 2.0  # a factor; a wrong unit, or another graph, is farther off
+AGREE = 2.0  # a factor; a wrong unit, or another graph, is farther off, each time
+ATTEMPTS = 2  # tool and row are not timed in the same rounds, and a machine may be disturbed between them
 
 Tool = Callable[[bytes, Mapping[str, Sequence[int]], int], Check]
 
@@ -44,14 +45,16 @@ def _compare(bench: Bench, backend: str, target: str, tool: Tool) -> None:
     except (BackendUnavailable, ImportError, ValueError) as error:
         bench.leave_out(what, " ".join(str(error).split()), backend)
     feeds = feeds_for(bundle.manifest, batch)
-    check = tool(
-        bundle.open_bytes(bundle.file("denoiser", "fp32", target)), {k: v.shape for k, v in feeds.items()}, threads
-    )
-    if "reason" in check:
-        bench.leave_out(f"cross-check by {check['tool']}", check["reason"])
-    own = interleave([Contender("own", lambda: sampler.backend.run(feeds))], Effort(budget_s=SECONDS)).seconds["own"]
-    ours_ms = 1e3 * statistics.median(own)
-    bench.note(
-        "crosschecks", row=f"{backend} fp32, one evaluation, batch {batch}", ours_ms=ours_ms, parity=parity, **check
-    )
-    assert 1 / AGREE < ours_ms / check["figure_ms"] < AGREE
+    model = bundle.open_bytes(bundle.file("denoiser", "fp32", target))
+    own = Contender("own", lambda: sampler.backend.run(feeds))
+    for attempt in range(1, ATTEMPTS + 1):
+        check = tool(model, {name: array.shape for name, array in feeds.items()}, threads)
+        if "reason" in check:
+            bench.leave_out(f"cross-check by {check['tool']}", check["reason"])
+        ours_ms = 1e3 * statistics.median(interleave([own], Effort(budget_s=SECONDS)).seconds["own"])
+        agrees = 1 / AGREE < ours_ms / check["figure_ms"] < AGREE
+        if agrees:
+            break
+    row = f"{backend} fp32, one evaluation, batch {batch}"
+    bench.note("crosschecks", row=row, ours_ms=ours_ms, parity=parity, attempt=attempt, **check)
+    assert agrees
