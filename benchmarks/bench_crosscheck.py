@@ -47,7 +47,7 @@ def _compare(bench: Bench, backend: str, target: str, tool: Tool) -> None:
     feeds = feeds_for(bundle.manifest, batch)
     model = bundle.open_bytes(bundle.file("denoiser", "fp32", target))
     own = Contender("own", lambda: sampler.backend.run(feeds))
-    for attempt in range(1, ATTEMPTS + 1):
+    for _ in range(ATTEMPTS):
         check = tool(model, {name: array.shape for name, array in feeds.items()}, threads)
         if "reason" in check:
             bench.leave_out(f"cross-check by {check['tool']}", check["reason"])
@@ -56,5 +56,5 @@ def _compare(bench: Bench, backend: str, target: str, tool: Tool) -> None:
         if agrees:
             break
     row = f"{backend} fp32, one evaluation, batch {batch}"
-    bench.note("crosschecks", row=row, ours_ms=ours_ms, parity=parity, attempt=attempt, **check)
+    bench.note("crosschecks", row=row, ours_ms=ours_ms, parity=parity, **check)
     assert agrees

@@ -188,7 +188,7 @@ OVERHEAD: Columns = {
 EXPORT: Columns = {"what": _text("what"), "seconds>": _number("seconds"), "size>": _size("size_bytes")}
 CROSSCHECKS: Columns = {
     "row": _text("row"), "ours, ms>": _number("ours_ms"), "theirs, ms>": _number("figure_ms"), "apart>": _apart,
-    "attempt>": _text("attempt"), "tool": _text("tool"), "version": _text("version"), "their figure": _text("what"),
+    "tool": _text("tool"), "version": _text("version"), "their figure": _text("what"),
     "parity": _text("parity"),
 }  # fmt: skip
 LOADGEN: Columns = {
@@ -202,8 +202,7 @@ PLAIN: Mapping[str, tuple[str, str, Columns]] = {
     "export": ("Export", "", EXPORT),
     "crosschecks": (
         "Cross-checks",
-        "The same files, timed by tools that are not ours, one after the other; more than a factor of two apart, twice, "
-        "fails the run.",
+        "The same files, timed by tools that are not ours; to be more than a factor of two apart, twice, fails the run.",
         CROSSCHECKS,
     ),
     "loadgen": ("Load generator", "Not an official MLPerf result.", LOADGEN),
