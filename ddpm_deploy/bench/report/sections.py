@@ -202,7 +202,7 @@ PLAIN: Mapping[str, tuple[str, str, Columns]] = {
     "export": ("Export", "", EXPORT),
     "crosschecks": (
         "Cross-checks",
-        "The same files, timed by tools that are not ours; to be more than a factor of two apart, twice, fails the run.",
+        "The same files, timed by tools that are not ours; more than a factor of two apart, twice, fails the run.",
         CROSSCHECKS,
     ),
     "loadgen": ("Load generator", "Not an official MLPerf result.", LOADGEN),
