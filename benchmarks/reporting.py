@@ -15,7 +15,7 @@ from ddpm_deploy.bench.work import Work
 
 PROTOCOL = {
     "transfers": "host arrays in and host arrays out, inside of the timed region, for every contender",
-    "spinning": "PyTorch's and ONNX Runtime's threads: tenths of a millisecond, then they sleep; OpenVINO's: its own way",
+    "spinning": "threads of PyTorch and ONNX Runtime: tenths of a millisecond, then they sleep; OpenVINO: as it is",
     "order": "all contenders of a group in every round, in an order drawn anew",
     "short calls": f"where a call of the group is under {1e3 * SHORT_S:g} ms, each follows untimed ones of its own",
     "warm-up": f"until no median of three rounds is {STABLE:.0%} under the fastest of the three before",
