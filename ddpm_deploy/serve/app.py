@@ -33,6 +33,7 @@ from ddpm_deploy.serve.journal import Journal, Note
 from ddpm_deploy.serve.limits import Limits
 from ddpm_deploy.serve.metrics import Metrics
 from ddpm_deploy.serve.models import ServedModels, served
+from ddpm_deploy.serve.page import add_page
 from ddpm_deploy.serve.pictures import npy
 from ddpm_deploy.serve.problems import ERRORS, answer_problems
 from ddpm_deploy.serve.stream import EventStream
@@ -181,6 +182,7 @@ def make_app(
         """Counters for Prometheus."""
         return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
+    add_page(app)
     answer_problems(app)
     app.add_middleware(Journal, metrics=service.metrics, tracing=tracing)
     return app

@@ -4,10 +4,13 @@ import { $, make } from "./dom.js";
 const inSeconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s`);
 const pictures = (n) => (n === 1 ? "1 picture" : `${n} pictures`);
 
+const SHOWN_EMPTY = 4; // before anything was drawn
+
 export class Stage {
   constructor({ shape: [, height, width] }) {
     this.ratio = `${width} / ${height}`;
     this.tiles = [];
+    $("tiles").replaceChildren(...Array.from({ length: SHOWN_EMPTY }, () => make("li", {}, this.frame())));
   }
 
   /** Empty tiles for a request. */
@@ -28,9 +31,13 @@ export class Stage {
     const image = make("img", { alt: "", hidden: true });
     const bar = make("progress", { max: 1, value: 0 });
     bar.setAttribute("aria-label", `Picture ${index + 1}`);
-    const frame = make("div", { className: "frame" }, image);
+    return { item: make("li", {}, this.frame(image), bar), image, bar };
+  }
+
+  frame(...inside) {
+    const frame = make("div", { className: "frame" }, ...inside);
     frame.style.aspectRatio = this.ratio;
-    return { item: make("li", {}, frame, bar), image, bar };
+    return frame;
   }
 
   /** What the artist tells: a place in the queue, a picture that begins, a preview, or a picture that is done. */
