@@ -35,6 +35,19 @@ def test_any_name_of_a_model_gives_a_name_that_triton_takes(
     assert (model / "1" / "model.onnx").read_bytes() == (bundle.root / "denoiser.fp32.onnx").read_bytes()
 
 
+def test_a_page_is_written_beside_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    places = replace(Places.beside(tmp_path / "bundle"), web_runtime={"runtime.wasm": b"-"})
+    lines = list(deploy(bundle, Options(targets=("web",)), places))
+    page = tmp_path / "bundle.web"
+    assert lines == [
+        f"page: {page}",
+        f"look at it: python -m http.server --bind 127.0.0.1 --directory {page}",
+    ]
+    assert {"index.html", "page/sampler.onnx", "page/plan.ddpm.json", "page/runtime.wasm"} <= {
+        str(path.relative_to(page)) for path in page.rglob("*")
+    }
+
+
 def test_tensorrt_that_finds_no_gpu_is_a_note_and_no_error(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

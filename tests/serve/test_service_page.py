@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -349,7 +349,7 @@ def test_the_files_come_with_headers_that_let_nothing_else_in(service: Any) -> N
 def test_both_artists_have_the_same_face() -> None:
     names = ("live", "takesToken", "copies", "announced", "open", "watch", "draw")
     sources = [page_files(artist)["page/artist.js"].decode() for artist in ARTISTS]
-    for name, source in ((name, source) for name in names for source in sources):
+    for name, source in product(names, sources):
         assert re.search(rf"^export (const|(async )?function\*?) {name}\b", source, re.MULTILINE), name
     shared = [{path for path in page_files(artist) if "artist" not in path} for artist in ARTISTS]
     assert all(one & other >= {"index.html", "page/style.css", "page/page.js"} for one, other in pairwise(shared))

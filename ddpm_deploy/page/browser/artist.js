@@ -6,9 +6,8 @@ export const takesToken = false;
 export const copies = [["Python", python]];
 export const announced = "Drawn by this browser; nothing leaves it.";
 
-const LOADING = "Loading the model …", READY = "Ready";
-const model = fetch(new URL("./model.json", import.meta.url)).then((response) => response.json());
-let painter = null;
+const LOADING = { text: "Loading the model …", ready: false }, READY = { text: "Ready", ready: true };
+let painter = null, tell = () => {};
 
 /** A worker whose answers are promises; `ready` when it has loaded the model. */
 function hired() {
@@ -39,17 +38,25 @@ function hired() {
 }
 
 function theirs() {
-  painter ??= hired();
+  if (!painter) {
+    painter = hired();
+    tell(LOADING);
+    painter.ready.then(() => tell(READY), ({ name, message }) => name === "AbortError" || tell({ text: message, ready: false }));
+  }
   return painter;
 }
 
 /** What can be asked for. */
-export const open = () => model;
+export async function open() {
+  const response = await fetch(new URL("./model.json", import.meta.url));
+  if (!response.ok) throw new Error("model.json is missing: copy the whole folder.");
+  return response.json();
+}
 
 /** Tells how it stands: { text, ready }. */
-export function watch(tell) {
-  tell({ text: LOADING, ready: false });
-  theirs().ready.then(() => tell({ text: READY, ready: true }), (error) => tell({ text: error.message, ready: false }));
+export function watch(told) {
+  tell = told;
+  theirs();
 }
 
 /** The pictures of a request, as they come; a stop ends the worker, and the next request starts another. */

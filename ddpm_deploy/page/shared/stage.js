@@ -10,7 +10,7 @@ export class Stage {
   constructor({ shape: [, height, width] }) {
     this.ratio = `${width} / ${height}`;
     this.tiles = [];
-    $("tiles").replaceChildren(...Array.from({ length: SHOWN_EMPTY }, () => make("li", {}, this.frame())));
+    $("tiles").replaceChildren(...Array.from({ length: SHOWN_EMPTY }, () => make("li", { ariaHidden: "true" }, this.frame())));
   }
 
   /** Empty tiles for a request. */
