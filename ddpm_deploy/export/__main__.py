@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_deploy.cli import require_writable, run_command
 from ddpm_deploy.errors import DdpmDeployError, ParityError
 from ddpm_deploy.export import recipe as recipes
-from ddpm_deploy.export.deploy import Places
+from ddpm_deploy.export.deploy import Places, deploy
 from ddpm_deploy.export.flags import build_parser, recipe_values
 from ddpm_deploy.export.only_page import is_bundle, write_only_page
 from ddpm_deploy.export.onnxruntime_web import runtime_files
@@ -50,7 +50,6 @@ def run(**given: Any) -> int:
             raise ValueError(f"--{name.replace('_', '-')}: of no use without --target {target}")
     places = _places(given, recipe.export.targets)
     from ddpm_deploy.export.api import export_recipe  # torch takes seconds to import: not for --help
-    from ddpm_deploy.export.deploy import deploy
 
     try:
         exported = export_recipe(recipe, given["out"])
