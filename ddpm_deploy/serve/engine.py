@@ -129,7 +129,7 @@ class Engine:
                 start=int(start),
                 priority=priority,
                 clock=self._line.clock,
-                widest=self._steppers[0].buckets.sizes[-1],
+                widest=self.widest,
                 numbers=self._numbers,
             )
             self._line.add(samples, handle, deadline)
@@ -155,6 +155,11 @@ class Engine:
     def held(self) -> int:
         """How many samples are waiting or under way."""
         return len(self._line)
+
+    @property
+    def widest(self) -> int:
+        """The largest batch that the network is called with, of the first device."""
+        return self._steppers[0].buckets.sizes[-1]
 
     def turn(self, handle: Handle) -> Turn | None:
         """Where a request stands in the line; None once something of it is under way."""

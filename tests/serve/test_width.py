@@ -18,8 +18,8 @@ POWERS = (1, 2, 4, 8, 16, 32)
     ("fixed_ms", "each_ms", "expected"),
     [
         (5.0, 0.0, 32),  # a device that is not full yet
-        (0.5, 0.1, 27),  # n / (5 + n) is within 3 % of 32 / 37 from 27 on
-        (4.0, 27.0, 5),  # a processor that is full with one sample
+        (0.5, 0.1, 28),  # n / (5 + n) is within 2 % of 32 / 37 from 28 on
+        (4.0, 27.0, 6),  # a processor that is full with one sample
         (0.0, 10.0, 1),
     ],
 )
@@ -29,9 +29,17 @@ def test_a_batch_is_as_large_as_gains_something(fixed_ms: float, each_ms: float,
 
 
 def test_only_sizes_that_there_are_count() -> None:
-    assert smallest_useful((1, 8, 32), {1: 5.0, 8: 12.0, 32: 33.0}) == 32
-    assert smallest_useful((1, 8, 32), {1: 5.0, 8: 8.1, 32: 32.0}) == 8
+    assert smallest_useful((1, 8, 32), {1: 5.0, 8: 12.0, 32: 36.0}) == 32
+    assert smallest_useful((1, 8, 32), {1: 1.1, 8: 8.1, 32: 32.1}) == 8
     assert smallest_useful((3,), {3: 1.0}) == 3
+
+
+@pytest.mark.parametrize("size", POWERS)
+@pytest.mark.parametrize("factor", [0.9, 1.2])
+def test_a_call_that_was_measured_wrong_does_not_decide(size: int, factor: float) -> None:
+    seconds = {n: 0.3 + 0.1 * n for n in POWERS}
+    seconds[size] *= factor
+    assert smallest_useful(range(1, 33), seconds) >= 18
 
 
 def test_sizes_are_timed_from_the_smallest_on_and_slow_ones_not_where_they_gain_nothing(
