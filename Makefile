@@ -37,12 +37,13 @@ format: $(READY) ## put the code into shape
 bench: $(READY) ## every backend beside its peers, and a report in benchmarks/reports
 	$(PY) -m pytest benchmarks
 
-soak: $(READY) ## kill exports, writers and jobs that draw shards, and end a loaded service, often; tables of what was found
+soak: $(READY) ## kill exports, writers and jobs that draw shards; end a loaded service often, and load it for half an hour
 	PYTHONPATH=tests:tests/trust:. $(PY) tests/trust/export_killer.py runs/soak/exports 200
 	PYTHONPATH=tests:. $(PY) tests/bundle_killer.py moments runs/soak/writers/b 0 200
 	PYTHONPATH=. $(PY) tests/bulk/shard_killer.py runs/soak/shards 100
 	PYTHONPATH=. $(PY) tests/bulk/shard_killer.py runs/soak/shard-calls calls
 	PYTHONPATH=tests/serve:. $(PY) tests/serve/drain_soak.py 50
+	$(PY) -m benchmarks.soak_serving --minutes 30
 
 bundle: $(READY) ## train and export the digits bundle inside the package again
 	$(PY) examples/digits_demo.py --out runs/bundle --num-chain 500 --install
