@@ -97,7 +97,10 @@ class Report:
     drift_max_abs. cold_start: contender, medians import_s, load_s, first_picture_s, total_s, and total_samples_s,
     peak_rss_bytes, artefact_bytes, n, parity (in words). sizes: file, precision, size_bytes. overhead: what, value,
     unit, target. export: what, seconds, size_bytes. crosschecks: row, ours_ms, tool, version, figure_ms, what, parity.
-    loadgen: scenario, figure, value, unit, n, label, contender, parity.
+    loadgen: scenario, figure, value, unit, n, label, contender, parity. serving: figure, contender, value, unit, spread
+    (lowest and highest of several), target, met, n (requests), remark. serving_trials: contender, rate (requests a
+    second), n, late (the share), p50 and p99 (times the latency alone), stopped (as too many were late already).
+    serving_steps: batch, step_s (seconds of an engine's call). serving_alone: solver, steps, alone_s.
     """
 
     name: str

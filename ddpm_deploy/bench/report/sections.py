@@ -159,6 +159,15 @@ def _spread(entry: Json) -> Inline:
     return f"{words.number(min(samples))} to {words.number(max(samples))}" if samples else words.NONE
 
 
+def _between(entry: Json) -> Inline:
+    low, high = entry.get("spread") or (None, None)
+    return f"{words.maybe(low)} to {words.maybe(high)}" if low != high else words.NONE
+
+
+def _verdict(entry: Json) -> Inline:
+    return {True: "reached", False: "missed"}.get(entry.get("met"), words.NONE)  # type: ignore[arg-type]
+
+
 def _apart(entry: Json) -> Inline:
     ours, theirs = entry.get("ours_ms"), entry.get("figure_ms")
     if not (words.is_number(ours) and words.is_number(theirs) and theirs):
@@ -195,6 +204,16 @@ LOADGEN: Columns = {
     "scenario": _text("scenario"), "figure": _text("figure"), "value>": _number("value"), "unit": _text("unit"),
     "n>": _text("n"), "of": _text("contender"), "parity": _text("parity"), "by": _text("label"),
 }  # fmt: skip
+SERVING: Columns = {
+    "figure": _text("figure"), "of": _text("contender"), "value>": _number("value"), "unit": _text("unit"),
+    "from to>": _between, "target": _text("target"), "": _verdict, "requests>": _text("n"), "remark": _text("remark"),
+}  # fmt: skip
+ENGINE_STEPS: Columns = {"samples in a call>": _text("batch"), "seconds>": _number("step_s")}
+TRIALS: Columns = {
+    "contender": _text("contender"), "requests/s>": _number("rate"), "requests>": _text("n"),
+    "late, of all>": _number("late"), "slowdown, p50>": _number("p50"), "p99>": _number("p99"),
+    "stopped as lost": _text("stopped"),
+}  # fmt: skip
 PLAIN: Mapping[str, tuple[str, str, Columns]] = {
     "cold_start": ("Cold start and memory", "Medians over processes of their own; peak memory is resident.", COLD),
     "sizes": ("Artefacts", "", SIZES),
@@ -206,4 +225,7 @@ PLAIN: Mapping[str, tuple[str, str, Columns]] = {
         CROSSCHECKS,
     ),
     "loadgen": ("Load generator", "Not an official MLPerf result.", LOADGEN),
+    "serving": ("Serving under load", "Poisson arrivals in an open loop; alone: of the same request, idle.", SERVING),
+    "serving_steps": ("Serving: an engine's calls", "", ENGINE_STEPS),
+    "serving_trials": ("Serving under load: every trial", "Slowdown: times the latency alone.", TRIALS),
 }
