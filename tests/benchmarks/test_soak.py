@@ -12,7 +12,8 @@ pytest.importorskip("pytest_benchmark")
 
 from benchmarks.serving.page import into, marks
 from benchmarks.serving.process_facts import growth, look
-from benchmarks.soak_serving import Clock, soak
+from benchmarks.serving.soak_client import Clock
+from benchmarks.soak_serving import soak
 
 AT = np.arange(600.0)
 NOISE = np.random.default_rng(0).normal(size=600)
