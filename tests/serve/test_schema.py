@@ -12,7 +12,6 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from numpy_network import numpy_sampler
 from numpy_service import PATH, serving
-from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_headers_conformance,
@@ -25,8 +24,8 @@ from ddpm_deploy.serve.limits import Limits
 OPERATIONS = [("POST", PATH), ("GET", "/v1/models"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics")]
 
 
+DEADLINE = 504
 CHECKS = [
-    not_a_server_error,
     status_code_conformance,
     content_type_conformance,
     response_headers_conformance,
@@ -69,4 +68,4 @@ def test_every_answer_is_one_that_the_document_names(api, method: str, path: str
 
     answers()
     assert seen & ({200} if mode == "POSITIVE" else {400, 415})
-    assert max(seen) < 500
+    assert {status for status in seen if status >= 500} <= {DEADLINE}, "a deadline may be asked for that is too short"
