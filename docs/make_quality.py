@@ -19,7 +19,7 @@ import numpy as np
 from figure_style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, STYLE, WIDTH, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from ddpm_deploy.bench.report.document import Code, Table
 from ddpm_deploy.bench.report.markdown import table_to_markdown
@@ -199,29 +199,38 @@ def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
 
 
 def bound_figure(found: Json) -> Figure:
-    """Where the bits are spent, and what is left of them down to each t."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.7))
+    """Where the bits are spent, and what they sum to from the noise down to each t."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
     bits = found["runtimes"][0]["bits_per_dim"]
-    t, terms = np.array(bits["t"]), np.array(bits["terms"])
-    left.semilogy(t[terms > 0], terms[terms > 0], color=BLUE)
-    left.set(title="each term, bits/dim", xlabel="t")
-    right.plot(t, terms.cumsum(), color=BLUE)
-    right.set(title="summed from the noise down to t, bits/dim", xlabel="t")
+    t, terms = np.array(bits["t"]) + 1, np.array(bits["terms"])
+    left.loglog(t[:-1], terms[:-1], color=BLUE)
+    left.loglog(t[-1:], terms[-1:], "o", color=ORANGE)
+    left.annotate("$L_0$", (t[-1], terms[-1]), (9, -3), textcoords="offset points", color=INK)
+    left.set(title="each term, bits/dim", xlabel="t + 1")
+    right.semilogx(t, terms.cumsum(), color=BLUE)
+    right.set(title="summed from the noise down to t, bits/dim", xlabel="t + 1")
+    for axes in (left, right):
+        axes.grid(True)
     return figure
 
 
 def guidance_figure(digit: Json, shape: Json) -> Figure:
-    """Accuracy against distance, one point a weight."""
-    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
-    for axes, name, found in zip(panels, ("digits, by class", "shapes, by prompt"), (digit, shape), strict=True):
-        rows = found["guided"]
-        x, y = [row["frechet"] for row in rows], [100 * row["class_accuracy"] for row in rows]
-        axes.plot(x, y, color=BLUE, marker="o", ms=5)
-        for row, place in zip(rows, zip(x, y, strict=True), strict=True):
-            axes.annotate(f"{row['guidance']:g}", place, (5, -11), textcoords="offset points", color=INK, fontsize=8.5)
-        axes.set(title=name, xlabel="Fréchet distance to real ones held out")
+    """What is drawn as asked, and the distance and the variety that it costs, by weight from 1 on."""
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 2.9))
+    for name, colour, found in (("digits, by class", BLUE, digit), ("shapes, by prompt", ORANGE, shape)):
+        rows = [row for row in found["guided"] if row["guidance"] >= 1]
+        lines = (
+            [100 * row["class_accuracy"] for row in rows],
+            [row["frechet"] / found["real"]["frechet"] for row in rows],
+            [row["recall"] for row in rows],
+        )
+        for axes, values in zip(panels, lines, strict=True):
+            axes.plot([row["guidance"] for row in rows], values, color=colour, marker="o", ms=4, label=name)
+    titles = ("drawn as asked, %", "Fréchet distance, of real ones' own", "recall: part of the variety")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(title=title, xlabel="guidance")
         axes.grid(True)
-    panels[0].set_ylabel("drawn as asked, %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -260,11 +269,13 @@ def _ring(panels: Sequence[Axes], trial: Trial, ways: Sequence[tuple[str, Callab
 
 def plain(axes: Axes) -> None:
     """Numbers as they are written, at a few places of a logarithmic axis."""
-    for axis, places in ((axes.xaxis, (0.5, 1, 2, 4, 6, 8, 12, 25, 50)), (axes.yaxis, (0.3, 0.4, 0.5, 1, 2, 4, 8))):
+    across, up = (0.25, 0.5, 1, 2, 4, 6, 8, 12, 25, 50), (0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1, 2, 4)
+    for axis, places in ((axes.xaxis, across), (axes.yaxis, up)):
         low, high = axis.get_view_interval()
         axis.set_ticks([place for place in places if low <= place <= high])
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+    axes.grid(True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Subject:
 
 SUBJECTS = {
     "digits": Subject(guidance=1.0, samples=4000, near=1000, taught=128, solvers=("ddim", "dpmpp_2m", "unipc")),
-    "shapes": Subject(guidance=1.0, samples=400, near=100, taught=48, solvers=("unipc", "dpmpp_2m")),
+    "shapes": Subject(guidance=1.0, samples=256, near=256, taught=32, solvers=("unipc", "dpmpp_2m")),
 }
 
 
@@ -170,14 +170,12 @@ def main() -> None:
     data = open_data(args.name, bundle.manifest)
     state = State.open(args.out / args.name, {"bundle": bundle.digest, "data": data.digest, **asdict(subject)})
     features = open_features(data)
+    found = {"model": args.name, "features": features.name, **asdict(subject), "contests": []}
     with Sampler.load(bundle, threads=args.threads) as sampler:
         arena = Arena(args.name, sampler, data, features, state)
-        pairs = [(solver, nfe) for solver in subject.solvers for nfe in NFES]
-        contests = [told(arena.contest(*pair)) for pair in tqdm(pairs, unit="contest")]
-    about = {"model": args.name, "features": features.name, **asdict(subject)}
-    (args.out / f"{args.name}.json").write_text(
-        json.dumps({**about, "contests": [asdict(c) for c in contests]}, indent=1)
-    )
+        for solver, nfe in tqdm([(solver, nfe) for solver in subject.solvers for nfe in NFES], unit="contest"):
+            found["contests"].append(asdict(told(arena.contest(solver, nfe))))
+            (args.out / f"{args.name}.json").write_text(json.dumps(found, indent=1))
 
 
 def told(contest: Contest) -> Contest:
