@@ -164,11 +164,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=SUBJECTS)
     parser.add_argument("--out", type=Path, default=Path("runs/quality/plans"))
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, help="of one call; default: every CPU that the process may use")
+    parser.add_argument("--restart", action="store_true", help="discard what an earlier run left in --out")
     args = parser.parse_args()
     subject, bundle = SUBJECTS[args.name], read_bundle(default_bundle(args.name))
     data = open_data(args.name, bundle.manifest)
-    state = State.open(args.out / args.name, {"bundle": bundle.digest, "data": data.digest, **asdict(subject)})
+    state = State.open(
+        args.out / args.name, {"bundle": bundle.digest, "data": data.digest, **asdict(subject)}, args.restart
+    )
     features = open_features(data)
     found = {"model": args.name, "features": features.name, **asdict(subject), "contests": []}
     with Sampler.load(bundle, threads=args.threads) as sampler:
