@@ -96,9 +96,10 @@ def _graphs(bundle: Bundle, precision: str) -> dict[str, bytes]:
 def _sampler(bundle: Bundle, precision: str) -> bytes:
     """The whole loop, every table an input: onnxruntime-web lets no caller overrule a default."""
     try:
-        sampler = onnx.load_model_from_string(bundle.open_bytes(_whole(bundle.file("sampler", precision, TARGET))))
-    except BundleError:
+        file = bundle.file("sampler", precision, TARGET)
+    except BundleError:  # there is none
         return _built(bundle, _whole(bundle.file("denoiser", precision, TARGET)))
+    sampler = onnx.load_model_from_string(bundle.open_bytes(_whole(file)))
     taken = {value.name for value in sampler.graph.input}
     kept = [tensor for tensor in sampler.graph.initializer if tensor.name not in taken]
     del sampler.graph.initializer[:]

@@ -20,7 +20,7 @@ pytest.importorskip("onnx", reason="the exporter needs it")
 from ddpm_deploy import Sampler
 from ddpm_deploy.bundle import Condition, default_bundle, read_bundle
 from ddpm_deploy.cli import main as ddpm_deploy
-from ddpm_deploy.errors import ExportError
+from ddpm_deploy.errors import BundleError, ExportError
 from ddpm_deploy.export.onnxruntime_web import FILES, INTEGRITY, runtime_files
 from ddpm_deploy.export.web import write_page
 from ddpm_deploy.export.web_model import describe, plans_json
@@ -259,6 +259,16 @@ def test_a_page_needs_pictures_and_conditions_that_a_visitor_can_give(tmp_path: 
     pose = replace(bundle.manifest, conditions=(Condition("pose", (3,), "float32"),))
     with pytest.raises(ExportError, match="pose has to be given"):
         write_page(replace(bundle, manifest=pose), tmp_path / "page", steps=(1,), runtime=FAKE)
+
+
+def test_a_damaged_sampler_is_not_replaced_by_another_in_silence(tmp_path: Path) -> None:
+    copy = shutil.copytree(default_bundle(), tmp_path / "bundle")
+    (file,) = copy.glob("sampler.*.onnx")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(BundleError, match=file.name):
+        write_page(read_bundle(copy, verify=False), tmp_path / "page", steps=(1,), runtime=FAKE)
 
 
 def test_the_command_writes_a_page_of_a_bundle(
