@@ -30,6 +30,8 @@ def draw_shards(asked: argparse.Namespace) -> int:
         raise ValueError("--backend auto: may take another for each batch; name the one that `tune` recommends")
     if asked.ray_workers is not None and not asked.ray:
         raise ValueError("--ray-workers: means nothing without --ray; give both")
+    if asked.ray_workers is not None and asked.ray_workers < 1:
+        raise ValueError(f"--ray-workers: got {asked.ray_workers}, expected at least 1")
     bundle = read_bundle(asked.bundle or default_bundle(), digest=asked.digest, verify=False)
     order = _order(asked, chosen_plan(asked, bundle.manifest), bundle.manifest)
     if asked.print_plan:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ddpm_deploy.strict import from_dict, to_dict
 
 SET_FILE = "set.json"
 SET_FORMAT = 1
+SETTLE_S = 0.5  # until somebody else has written a few hundred bytes
 SHOWN = 20  # characters of a value, which tells digests apart
 SHARD_FILE = re.compile(r"shard-\d{6,}\.(tar|npz)(\.json)?")
 
@@ -44,6 +46,7 @@ class SetFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._claimed: str | None = None
 
     # -- the set --------------------------------------------------------------------------------------------------
 
@@ -56,6 +59,7 @@ class SetFolder:
         sweep(self.path / SET_FILE)
         there = self.identity()
         if there == identity:
+            self._claimed = _digest(there)
             return
         changed = [name for name in {**there, **identity} if there.get(name) != identity.get(name)]
         told = "; ".join(f"{n}: {_short(there.get(n))} there, {_short(identity.get(n))} asked for" for n in changed)
@@ -107,22 +111,27 @@ class SetFolder:
         return None if sha256 == record.sha256 else f"{shard.name} has another hash than {_beside(shard).name} says"
 
     def digest(self) -> str:
-        """Of the identity of the set."""
-        text = json.dumps(self.identity(), sort_keys=True)
-        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+        """Of the identity of the set: the one that was claimed, or else the one that is there."""
+        return self._claimed or _digest(self.identity())
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _write_identity(self, identity: Mapping[str, Any]) -> None:
         """Write the file of the set, unless somebody else is faster."""
         file, new = self.path / SET_FILE, self.path / f".{SET_FILE}.{os.urandom(8).hex()}.new"
-        write_new(new, json.dumps({"format": SET_FORMAT, **identity}, indent=1).encode())
+        data = json.dumps({"format": SET_FORMAT, **identity}, indent=1).encode()
+        write_new(new, data)
         try:
             os.link(new, file)
         except (FileExistsError, FileNotFoundError):  # the latter: swept away by who was faster
             return
         except OSError:  # a file system without links
-            os.replace(new, file)
+            try:
+                write_new(file, data)
+            except FileExistsError:
+                time.sleep(SETTLE_S)
+        finally:
+            new.unlink(missing_ok=True)
         flush_folder(self.path)
 
     def _refuse_others(self) -> None:
@@ -130,6 +139,10 @@ class SetFolder:
         foreign = [name for name in names if name != SET_FILE and not SHARD_FILE.fullmatch(name)]
         if foreign:
             raise ShardError(f"{self.path}: holds {foreign[0]}, which is no part of a set; give another folder")
+
+
+def _digest(identity: Mapping[str, Any]) -> str:
+    return f"sha256:{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()}"
 
 
 def _beside(shard: Path) -> Path:

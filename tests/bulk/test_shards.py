@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -340,6 +341,7 @@ def test_the_batch_size_is_part_of_a_set_only_where_it_can_change_a_picture(guid
         (("--shards", "set", "--label", "a", "--label-file", "other.txt"), "--label: given together with --label-file"),
         (("--shards", "set", "--label-file", "empty.txt"), "empty.txt: got no line"),
         (("--shards", "set", "--label-file", "other.txt"), "label: got 'hello'"),
+        (("--shards", "set", "--ray", "--ray-workers", 0), "--ray-workers: got 0, expected at least 1"),
         (("--shards", "set", "--backend", "auto"), "--backend auto: may take another for each batch"),
         (("--shards", "set", "--columns", 3), "--columns: means nothing beside --shards"),
         (("--shards", "set", "--x-T", "x.npy"), "--x-T: means nothing beside --shards"),
@@ -400,3 +402,28 @@ def test_a_folder_is_another_sets_error_in_python_too(guided_bundle: Path, tmp_p
         draw_set(sampler, Order(plan, num=1), SetFolder(tmp_path), "sha256:0")
         with pytest.raises(ShardError, match="bundle: sha256:0 there, sha256:1 asked for"):
             draw_set(sampler, Order(plan, num=1), SetFolder(tmp_path), "sha256:1")
+
+
+def test_a_shard_is_of_the_set_that_was_claimed_whatever_is_there_by_now(tmp_path: Path) -> None:
+    folder = SetFolder(tmp_path)
+    folder.claim({"num": 1})
+    claimed = folder.digest()
+    (tmp_path / "set.json").unlink()
+    SetFolder(tmp_path).claim({"num": 2})
+    assert folder.digest() == claimed
+    assert SetFolder(tmp_path).digest() != claimed
+
+
+def test_without_links_who_is_first_has_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(new: Path, file: Path) -> None:
+        if file.parent.name == "late":
+            file.write_text(json.dumps({"format": 1, "num": 1}))  # somebody is faster
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr("ddpm_deploy.bulk.folder.SETTLE_S", 0.0)
+    SetFolder(tmp_path / "early").claim({"num": 2})
+    assert SetFolder(tmp_path / "early").identity() == {"num": 2}
+    with pytest.raises(ShardError, match="num: 1 there, 2 asked for"):
+        SetFolder(tmp_path / "late").claim({"num": 2})
+    assert os.listdir(tmp_path / "late") == ["set.json"]
