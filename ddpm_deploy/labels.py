@@ -15,9 +15,14 @@ NONE = "none"
 def labels_of(text: str, manifest: Manifest, n: int) -> tuple[str, NDArray[np.int64]]:
     """The condition that has classes, and n labels of it: those named, in turn.
 
-    text: names or numbers with commas between; "none" is no label, where the model can do without. Raises ValueError.
+    text: at most n names or numbers with commas between, so that a class with a comma in its name goes by its number;
+    "none" is no label, where the model can do without. Raises ValueError.
     """
     name, numbers = label_numbers(text.split(","), manifest)
+    if len(numbers) > n:
+        raise ValueError(
+            f"label: got {len(numbers)} labels for {n} of n; ask for as many pictures, or for fewer labels"
+        )
     return name, np.resize(numbers, n)
 
 

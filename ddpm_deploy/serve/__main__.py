@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from ddpm_deploy.backends import BACKENDS
 from ddpm_deploy.backends.auto import NAME as AUTO
 from ddpm_deploy.cli import make_parser, run_command, words
-from ddpm_deploy.sampler import Sampler
+from ddpm_deploy.errors import BackendError
 from ddpm_deploy.serve.engine import CAPACITY, Engine
-from ddpm_deploy.serve.limits import Limits
+from ddpm_deploy.serve.limits import TIMES_TRAINED, Limits
+from ddpm_deploy.serve.loading import TOKEN_VARIABLE, load_samplers, token_of
 from ddpm_deploy.serve.settings import VARIABLES, SettingsParser
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
-TOKEN_VARIABLE = "DDPM_DEPLOY_TOKEN"
+
+logger = logging.getLogger("ddpm_deploy.serve")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-n", type=int, default=Limits.max_n, help="pictures of one request")
     add("--max-steps", type=int, default=Limits.max_steps, help="network evaluations of one picture")
     add(
-        "--max-pixels", type=int, default=Limits.max_pixels, help="of one picture, where the model leaves its size free"
+        "--max-pixels",
+        type=int,
+        default=Limits.max_pixels,
+        help=f"of one picture, where the model leaves its size free; default: {TIMES_TRAINED} times the trained size",
     )
     add("--max-work", type=int, default=Limits.max_work, help="pixels x evaluations of all pictures of a request")
     add("--deadline-s", type=float, default=Limits.deadline_s, help="a request not finished by then gets status 504")
@@ -75,7 +82,7 @@ def run(
     capacity: int,
     max_n: int,
     max_steps: int,
-    max_pixels: int,
+    max_pixels: int | None,
     max_work: int,
     deadline_s: float,
     drain_s: float,
@@ -85,14 +92,15 @@ def run(
     otel: bool,
 ) -> int:
     """Serve until a signal, 1 if it had to be sent twice; see `build_parser` for the arguments."""
-    from ddpm_deploy.serve.app import make_app
+    from ddpm_deploy.serve.app import Service, make_app
     from ddpm_deploy.serve.guard import Bounds, room_for
     from ddpm_deploy.serve.logs import set_up_logging
-    from ddpm_deploy.serve.server import DrainingServer, address, listening
+    from ddpm_deploy.serve.server import DrainingServer, address, is_open, listening
     from ddpm_deploy.serve.tracing import Tracing
 
     set_up_logging(log_format, log_level)
     limits = Limits(max_n=max_n, max_steps=max_steps, max_pixels=max_pixels, max_work=max_work, deadline_s=deadline_s)
+    token = token_of(os.environ)
     if not 0 <= port < 65536:
         raise ValueError(f"port: got {port}, expected 0 to 65535")
     if max_connections < 1:
@@ -103,26 +111,23 @@ def run(
         tracing = Tracing() if otel else None
         if tracing is not None:
             stack.callback(tracing.close)
-        samplers = [
-            stack.enter_context(
-                Sampler.load(
-                    bundle,
-                    backend=backend,
-                    precision=words(precision) if backend == AUTO else precision,
-                    device=place,
-                    threads=threads,
-                    digest=digest,
-                )
-            )
-            for place in words(device)
-        ]
+        samplers = load_samplers(
+            stack, bundle, backend=backend, precision=precision, device=device, threads=threads, digest=digest
+        )
         engine = Engine(samplers, buckets=buckets, capacity=capacity)
         stack.callback(engine.close)
-        app = make_app(engine, limits, os.environ.get(TOKEN_VARIABLE) or None, tracing)
+        app = make_app(engine, limits, token, tracing)
         listener = stack.enter_context(listening(host, port))
+        if token is None and is_open(listener):
+            logger.warning("serve: whoever reaches %s may draw; set %s to ask for a token", host, TOKEN_VARIABLE)
         print(f"serving {samplers[0].manifest.model.name} at {address(listener)}; Ctrl+C drains it", flush=True)
-        server = DrainingServer(app, engine, drain_s, Bounds(room_for(max_connections)))
+        bounds = Bounds(room_for(max_connections))
+        server = DrainingServer(app, engine, drain_s, bounds, last_resort=partial(os._exit, 1))
+        service: Service = app.state.service
+        service.when_failed = server.stop
         server.run(sockets=[listener])
+        if service.failure is not None:
+            raise BackendError(f"the warm-up failed: {service.failure}") from service.failure
         return int(server.aborted)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -54,24 +55,36 @@ logger = logging.getLogger(__name__)
 
 
 class Service:
-    """The state of the application: the engine, and whether it is warm. The engine's owner closes it."""
+    """The state of the application: the engine, and whether it is warm. The engine's owner closes it.
+
+    failure: what the warm-up failed with, of which `when_failed` is told.
+    """
 
     def __init__(self, engine: Engine, limits: Limits, token: str | None) -> None:
         self.engine, self.limits, self._token = engine, limits, token
         self.sampler = engine.samplers[0]
         self.warm = False
+        self.failure: Exception | None = None
+        self.when_failed: Callable[[], object] = lambda: None
         self.metrics = Metrics(engine, lambda: self.ready)
 
     @property
     def ready(self) -> bool:
         return self.warm and self.engine.accepting
 
-    async def warm_up(self) -> None:
+    @property
+    def healthy(self) -> bool:
+        return self.engine.alive and self.failure is None
+
+    def warm_up(self) -> None:
         """Evaluate the network, then be ready; where that fails, never."""
         try:
-            await asyncio.to_thread(self.engine.warmup)
-        except Exception:
-            logger.exception("serve: the warm-up failed, the service will not be ready")
+            self.engine.warmup()
+        except Exception as error:
+            if self.engine.accepting:  # and not on its way out
+                logger.exception("serve: the warm-up failed, the service will not be ready")
+                self.failure = error
+                self.when_failed()
         else:
             self.warm = True
 
@@ -135,23 +148,30 @@ class Service:
 
 
 def make_app(
-    engine: Engine, limits: Limits | None = None, token: str | None = None, tracing: Tracing | None = None
+    engine: Engine,
+    limits: Limits | None = None,
+    token: str | None = None,
+    tracing: Tracing | None = None,
+    *,
+    warm: bool = False,
 ) -> FastAPI:
     """The application around an engine whose samples are pictures; ValueError where they are not.
 
     token: what clients must send as `Authorization: Bearer ...`, None for nothing. tracing: None for none.
+    warm: whether the engine is warm already, and the application ready at once.
     """
     shape = engine.samplers[0].manifest.sample_shape
     if not is_picture(shape):
         raise ValueError(f"bundle: samples of shape {shape} are no pictures, which is all that this service sends")
     service = Service(engine, limits or Limits(), token)
+    service.warm = warm
     described = served(service.sampler.manifest, service.limits, int(time.time()))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.create_task(service.warm_up())
+        if not service.warm:  # in a thread that the end of the process does not wait for
+            threading.Thread(target=service.warm_up, name="warm-up", daemon=True).start()
         yield
-        warming.cancel()
 
     app = FastAPI(title="ddpm-deploy", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
@@ -167,10 +187,10 @@ def make_app(
         service.check_token(request)
         return ServedModels(data=[described])
 
-    @app.get("/healthz", responses={503: {"description": "Every device has failed; only a restart helps."}})
+    @app.get("/healthz", responses={503: {"description": "The warm-up or every device has failed."}})
     async def healthz() -> JSONResponse:
         """Whether the process is of any use."""
-        return JSONResponse({"healthy": engine.alive}, 200 if engine.alive else 503)
+        return JSONResponse({"healthy": service.healthy}, 200 if service.healthy else 503)
 
     @app.get("/readyz", responses={503: {"description": "Warming up, draining, or every device has failed."}})
     async def readyz() -> JSONResponse:

@@ -14,7 +14,7 @@ CALM_CALLS = 1000
 
 
 class Buckets:
-    """Batch sizes, and the largest of them that fits into memory now. Used by one thread.
+    """Batch sizes, and the largest of them that fits into memory now. Any thread may read them: both are one value.
 
     limit: the largest that may be used; it shrinks where memory runs out, and grows by one bucket again after
     CALM_CALLS calls at the limit.
@@ -23,43 +23,53 @@ class Buckets:
     def __init__(self, sizes: Sequence[int]) -> None:
         if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
             raise ValueError(f"buckets: got {list(sizes)}, expected whole numbers of at least 1")
-        self.sizes = sorted(set(sizes))
-        self._top = len(self.sizes) - 1
+        self._fit = tuple(sorted(set(sizes))), len(set(sizes)) - 1
         self._calm = 0
 
-    def narrow(self, largest: int) -> None:
-        """Leave out the sizes above one of them."""
-        self.sizes = [size for size in self.sizes if size <= largest]
-        self._top = min(self._top, len(self.sizes) - 1)
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All of them, ascending."""
+        return self._fit[0]
 
     @property
     def limit(self) -> int:
-        return self.sizes[self._top]
+        sizes, top = self._fit
+        return sizes[top]
+
+    def narrow(self, largest: int) -> None:
+        """Leave out the sizes above one of them."""
+        sizes, top = self._fit
+        kept = tuple(size for size in sizes if size <= largest)
+        self._fit = kept, min(top, len(kept) - 1)
 
     def room(self, lanes: int) -> int:
         """How many of so many lanes are worth a call: all in a bucket that they nearly fill, or a smaller one, full."""
-        if lanes >= self.limit:
-            return self.limit
-        above = bisect_left(self.sizes, lanes)
-        if above == 0 or lanes >= WORTH_PADDING * self.sizes[above]:
-            return self.sizes[above]
-        return self.sizes[above - 1]
+        sizes, top = self._fit
+        if lanes >= sizes[top]:
+            return sizes[top]
+        above = bisect_left(sizes, lanes)
+        if above == 0 or lanes >= WORTH_PADDING * sizes[above]:
+            return sizes[above]
+        return sizes[above - 1]
 
     def padded(self, lanes: int) -> int:
-        """The bucket that so many lanes ride in. lanes: at most `limit`."""
-        return self.sizes[bisect_left(self.sizes, lanes)]
+        """The bucket that so many lanes ride in; they themselves, where none is so large any more."""
+        sizes, _ = self._fit
+        return next((size for size in sizes[bisect_left(sizes, lanes) :]), lanes)
 
     def shrink(self, failed: int) -> None:
         """Use only buckets below the one that memory did not suffice for; the smallest one stays."""
-        self._top, self._calm = max(0, bisect_left(self.sizes, failed) - 1), 0
+        sizes, _ = self._fit
+        self._fit, self._calm = (sizes, max(0, bisect_left(sizes, failed) - 1)), 0
 
     def succeeded(self, size: int) -> None:
         """Count a call that went well, towards growing again."""
-        if self._top == len(self.sizes) - 1 or size < self.limit:
+        sizes, top = self._fit
+        if top == len(sizes) - 1 or size < sizes[top]:
             return
         self._calm += 1
         if self._calm >= CALM_CALLS:
-            self._top, self._calm = self._top + 1, 0
+            self._fit, self._calm = (sizes, top + 1), 0
 
 
 def default_sizes(backend: Backend, most: int = MAX_BATCH) -> list[int]:

@@ -33,6 +33,7 @@ from ddpm_deploy.serve.request import (
 )
 from ddpm_deploy.serve.sample import Sample
 from ddpm_deploy.serve.stepper import Stepper
+from ddpm_deploy.serve.warming import largest_fitting
 from ddpm_deploy.serve.width import useful_batch
 
 CAPACITY = 256
@@ -178,13 +179,12 @@ class Engine:
 
     def warmup(self) -> None:
         """Evaluate each sampler at its smallest and its largest batch, or, if there are few, at all of them; then time
-        some sizes, and leave out those so large that they make requests wait and gain nothing.
+        some sizes, and leave out those so large that they make requests wait and gain nothing. Sizes that memory does
+        not suffice for are left out too; raises what the smallest fails with.
         """
         for sampler, stepper in zip(self.samplers, self._steppers, strict=True):
-            sizes = stepper.buckets.sizes
-            for size in sizes if len(sizes) <= 8 else (sizes[0], sizes[-1]):
-                sampler.warmup(size)
-            stepper.buckets.narrow(useful_batch(sizes, sampler.evaluate_zeros))
+            stepper.buckets.narrow(largest_fitting(stepper.buckets.sizes, sampler.warmup))
+            stepper.buckets.narrow(useful_batch(stepper.buckets.sizes, sampler.evaluate_zeros))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests and wait for those accepted; False where `timeout` seconds were not enough."""
@@ -193,8 +193,11 @@ class Engine:
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not (len(self._line) or self._unsettled), timeout)
 
-    def close(self) -> None:
-        """Stop at the next step: what is not finished fails with EngineClosed. `drain` first to finish it."""
+    def close(self, timeout: float | None = None) -> None:
+        """Stop at the next step: what is not finished fails with EngineClosed. `drain` first to finish it.
+
+        timeout: seconds to wait for the steps under way, None is until they are over.
+        """
         if os.getpid() != self._pid:
             return  # a fork has neither the threads nor, for certain, the lock
         with self._changed:
@@ -203,9 +206,10 @@ class Engine:
             self._changed.notify_all()
         for handle in unfinished:
             handle.abort(EngineClosed("engine: closed before the request was finished; ask another"))
+        until = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join()
+                thread.join(None if until is None else max(0.0, until - time.monotonic()))
         atexit.unregister(self.close)
 
     def __enter__(self) -> Self:
@@ -251,13 +255,23 @@ class Engine:
     # -- the workers ----------------------------------------------------------------------------------------------
 
     def _work(self, worker: int) -> None:
+        try:
+            lost = self._work_until_lost(worker)
+        except Exception as defect:  # of ours; who waits for this device must not wait for ever
+            logger.exception("engine: device %d: an unexpected error", worker)
+            lost = defect
+        if lost is not None:
+            self._give_up(worker, lost)
+
+    def _work_until_lost(self, worker: int) -> Exception | None:
+        """Step until the engine is closed, or the device fails again and again: with what."""
         failures = 0
         while not self._closed:
-            lost = self._step(worker)
-            failures = failures + 1 if lost else 0
-            if lost and failures >= GIVE_UP_AFTER and not self._steppers[worker].works():
-                self._give_up(worker, lost)
-                return
+            failure = self._step(worker)
+            failures = failures + 1 if failure else 0
+            if failure and failures >= GIVE_UP_AFTER and not self._steppers[worker].works():
+                return failure
+        return None
 
     def _step(self, worker: int) -> Exception | None:
         """Wait for samples and take them through a row; an error where the device did nothing for any."""
@@ -274,7 +288,7 @@ class Engine:
         if batch:
             self._observers.tell(Step(worker, len(batch), len(errors), seconds, self._steppers[worker].tally))
         self._settle(batch, errors, seconds)
-        failed = [error for error in errors.values() if isinstance(error, BackendError)]
+        failed = [error for error in errors.values() if isinstance(error, BackendError | MemoryError)]
         return failed[0] if batch and len(failed) == len(batch) else None
 
     def _next_batch(self, worker: int) -> list[Sample]:
@@ -304,18 +318,24 @@ class Engine:
             self._unsettled += len(finished)
             if finished:
                 self._changed.notify_all()
-        for sample in finished:
-            failure = errors.get(sample)
-            sample.handle.settle(sample.index, sample.image if failure is None else failure)
-            sample.stack = None
-        if finished:
-            with self._changed:
-                self._unsettled -= len(finished)
-                self._changed.notify_all()
+        try:
+            for sample in finished:
+                failure = errors.get(sample)
+                sample.handle.settle(sample.index, sample.image if failure is None else failure)
+                sample.stack = None
+        except Exception as defect:
+            for sample in finished:
+                sample.handle.settle(sample.index, defect)  # those that are not settled yet
+            raise
+        finally:
+            if finished:
+                with self._changed:
+                    self._unsettled -= len(finished)
+                    self._changed.notify_all()
 
     def _give_up(self, worker: int, error: Exception) -> None:
         """Leave the line to the other devices; after the last of them nothing is accepted any more."""
-        logger.error("engine: device %d failed %d times in a row and is given up: %s", worker, GIVE_UP_AFTER, error)
+        logger.error("engine: device %d is given up: %s", worker, error)
         with self._changed:
             self._alive.discard(worker)
             self._accepting = self._accepting and bool(self._alive)

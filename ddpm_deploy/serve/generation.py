@@ -125,7 +125,7 @@ def drawing(request: GenerationRequest, sampler: Sampler, limits: Limits) -> Dra
     plan = sampler.plan(request.solver, request.steps)
     if plan.nfe > limits.max_steps:
         raise ValueError(f"steps: {plan.solver} takes {plan.nfe} evaluations, expected at most {limits.max_steps}")
-    size = _size(request.size, limits.max_pixels)
+    size = _size(request.size, limits.pixels(manifest.sample_shape))
     _check_work(request.n, size or manifest.sample_shape[1:], plan.nfe, limits.max_work)
     arguments = {
         "n": request.n,

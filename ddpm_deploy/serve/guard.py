@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ MAX_HEAD_BYTES = 16384
 HEAD_END = re.compile(rb"\n\r?\n")
 SPARE_CONNECTIONS = 64  # which are told that there is no room; more are not even told
 OTHER_FILES = 256  # of the model, its runtime and the log
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class Bounds:
 class GuardedProtocol(H11Protocol):
     """One connection, by uvicorn's own protocol, and closed where its client takes too long."""
 
-    def __init__(self, *args: Any, bounds: Bounds, **options: Any) -> None:
+    def __init__(self, *args: Any, bounds: Bounds, refused: Callable[[int], object], **options: Any) -> None:
         super().__init__(*args, **options)
-        self._bounds = bounds
+        self._bounds, self._refused = bounds, refused
+        self._ending: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._crowded = False
@@ -44,6 +49,7 @@ class GuardedProtocol(H11Protocol):
         super().connection_made(transport)
         over = len(self.connections) - self._bounds.connections
         if over > SPARE_CONNECTIONS:
+            self._refused(503)
             transport.abort()
         self._crowded = over > 0
         self._expect_more()
@@ -51,6 +57,8 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_no_more()
         self.resume_writing()
+        if self._ending is not None:
+            self._ending.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -72,13 +80,13 @@ class GuardedProtocol(H11Protocol):
         """The client has its answer; what is left of its request must not take forever."""
         super().on_response_complete()
         if self.transport.is_closing():
-            self.loop.call_later(self._bounds.stall_s, self.transport.abort)
+            self._end_soon()
         elif self._owes() and (self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]):
             self._expect_more()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        self.loop.call_later(self._bounds.stall_s, self.transport.abort)
+        self._end_soon()
 
     def pause_writing(self) -> None:
         """The client does not read."""
@@ -110,11 +118,18 @@ class GuardedProtocol(H11Protocol):
             self._patience.cancel()
             self._patience = None
 
+    def _end_soon(self) -> None:
+        """The connection is closing: do not wait for ever until the client has read what is left."""
+        if self._ending is None:
+            self._ending = self.loop.call_later(self._bounds.stall_s, self.transport.abort)
+
     def _too_slow(self) -> None:
         self._refuse(Problem(408, "the head of the request took too long to arrive"))
 
     def _refuse(self, problem: Problem) -> None:
         """Answer, unless an answer has begun, and close."""
+        self._refused(problem.status)
+        logger.debug("refused with status %d: %s", problem.status, problem.message)
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(problem.body).encode()
             headers = {**problem.headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
@@ -123,7 +138,7 @@ class GuardedProtocol(H11Protocol):
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             self.transport.close()
-            self.loop.call_later(self._bounds.stall_s, self.transport.abort)
+            self._end_soon()
         else:
             self.transport.abort()
 

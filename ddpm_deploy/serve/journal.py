@@ -107,7 +107,7 @@ class Journal:
 
     def _write(self, note: Note) -> None:
         if note.for_pictures and note.status:
-            self._metrics.answered(note.status)
+            self._metrics.answered(note.status, accepted=note.handle is not None)
         level = logging.DEBUG if note.path in QUIET else logging.INFO
         logger.log(level, "request", extra={"fields": note.fields()})
 

@@ -50,6 +50,7 @@ class Metrics:
         self._failed = counter("failed_pictures", "Pictures that failed after their acceptance.", "error")
         self._cancelled = counter("cancelled_requests", "Requests whose clients went away.")
         self._rejected = counter("rejected_requests", "Requests that were not accepted.", "reason")
+        self._refused = counter("refused_connections", "Answers before a request was read, or none.", "status")
         self._answers = counter("answers", "Answers to requests for pictures.", "status")
         engine.observe(self._stepped)
 
@@ -71,10 +72,14 @@ class Metrics:
         """Count what becomes of a request."""
         handle.add_done_callback(self._done)
 
-    def answered(self, status: int) -> None:
-        """Count an answer to a request for pictures."""
+    def refused(self, status: int) -> None:
+        """Count a connection that is closed because of what its client sends, or because there are too many."""
+        self._refused.labels(status).inc()
+
+    def answered(self, status: int, *, accepted: bool) -> None:
+        """Count an answer to a request for pictures. accepted: whether the engine took it."""
         self._answers.labels(status).inc()
-        if status in REASONS:
+        if status in REASONS and not accepted:
             self._rejected.labels(REASONS[status]).inc()
 
     def _stepped(self, step: Step) -> None:

@@ -81,7 +81,7 @@ def served(manifest: Manifest, limits: Limits, created: int) -> ServedModel:
         limits=Most(
             n=limits.max_n,
             steps=limits.max_steps,
-            pixels=limits.max_pixels,
+            pixels=limits.pixels(manifest.sample_shape),
             work=limits.max_work,
             deadline_s=limits.deadline_s,
         ),

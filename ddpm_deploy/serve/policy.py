@@ -38,13 +38,16 @@ def due(clock: float, calls: int, priority: int) -> float:
 
 
 def chosen(candidates: Iterable[Sample], buckets: Buckets) -> list[Sample]:
-    """The samples of the next call, of one shape. candidates: in the order in which they are due."""
+    """The samples of the next call, of one shape; fewer where they are larger than the model was trained for.
+
+    candidates: in the order in which they are due.
+    """
     batch: list[Sample] = []
-    lanes, limit = 0, buckets.limit
+    lanes = 0
     for sample in candidates:
         if batch and sample.shape != batch[0].shape:
             continue
-        if batch and lanes + sample.lanes > limit:
+        if batch and lanes + sample.lanes > buckets.limit // sample.weight_in_memory:
             break
         batch.append(sample)
         lanes += sample.lanes

@@ -51,7 +51,8 @@ def problem_of(error: Exception) -> Problem:
         case QueueFull():
             return Problem(429, str(error), _retry_after(error.retry_after_s))
         case EngineClosed():
-            return Problem(503, str(error), _retry_after(CLOSED_RETRY_AFTER_S))
+            headers = {**_retry_after(CLOSED_RETRY_AFTER_S), "Connection": "close"}  # to ask another process
+            return Problem(503, str(error), headers)
         case DeadlineExceeded():
             return Problem(504, str(error))
     known = isinstance(error, BackendError | NonFiniteError)

@@ -16,12 +16,12 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from ddpm_deploy.sampler import Sampler
-from ddpm_deploy.serve.__main__ import TOKEN_VARIABLE
+from ddpm_deploy.cli import words
 from ddpm_deploy.serve.app import make_app
 from ddpm_deploy.serve.engine import CAPACITY, Engine
 from ddpm_deploy.serve.handle import Array
 from ddpm_deploy.serve.limits import Limits
+from ddpm_deploy.serve.loading import load_samplers, token_of
 
 TARGET_REQUESTS = 16.0  # of a replica, half of the largest batch: from there on another one draws faster
 
@@ -50,7 +50,8 @@ class Settings(BaseModel):
     capacity: int = Field(CAPACITY, ge=1)
     max_n: int = Limits.max_n
     max_steps: int = Limits.max_steps
-    max_pixels: int = Limits.max_pixels
+    max_pixels: int | None = Limits.max_pixels
+    max_work: int = Limits.max_work
     deadline_s: float = Limits.deadline_s
     drain_s: float = Field(30.0, gt=0)
     autoscaling: AutoscalingConfig = Field(default_factory=_autoscaling)
@@ -59,7 +60,11 @@ class Settings(BaseModel):
     def limits(self) -> Limits:
         """ValueError for those that make no sense."""
         return Limits(
-            max_n=self.max_n, max_steps=self.max_steps, max_pixels=self.max_pixels, deadline_s=self.deadline_s
+            max_n=self.max_n,
+            max_steps=self.max_steps,
+            max_pixels=self.max_pixels,
+            max_work=self.max_work,
+            deadline_s=self.deadline_s,
         )
 
 
@@ -70,24 +75,23 @@ class Pictures:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         with ExitStack() as stack:
-            sampler = stack.enter_context(
-                Sampler.load(
-                    settings.bundle,
-                    backend=settings.backend,
-                    precision=settings.precision,
-                    device=settings.device,
-                    threads=settings.threads,
-                    digest=settings.digest,
-                )
+            samplers = load_samplers(
+                stack,
+                settings.bundle,
+                backend=settings.backend,
+                precision=settings.precision,
+                device=settings.device,
+                threads=settings.threads,
+                digest=settings.digest,
             )
-            self._engine = Engine(sampler, buckets=settings.buckets, capacity=settings.capacity)
+            self._engine = Engine(samplers, buckets=settings.buckets, capacity=settings.capacity)
             stack.callback(self._engine.close)
             self._engine.warmup()
             self._open = stack.pop_all()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The same routes as `python -m ddpm_deploy.serve` has."""
-        return make_app(self._engine, self._settings.limits, os.environ.get(TOKEN_VARIABLE) or None)
+        return make_app(self._engine, self._settings.limits, token_of(os.environ), warm=True)
 
     async def draw(self, **request: Any) -> Array:
         """For handles within the cluster: the arguments of `Engine.submit`, the samples (n, *S)."""
@@ -107,12 +111,14 @@ class Pictures:
 def build(settings: Settings) -> Application:
     """The application, for `serve run`, a configuration file of Serve, or `serve.run(build(Settings(...)))`."""
     settings.limits  # noqa: B018  refuses them here, where it is seen
-    needs = {"num_cpus": settings.threads, "num_gpus": int(settings.device.startswith("cuda"))}
+    places = words(settings.device)
+    needs = {"num_cpus": settings.threads, "num_gpus": sum(place.startswith("cuda") for place in places)}
     deployment = serve.deployment(Pictures).options(
         name="Pictures",
         autoscaling_config=settings.autoscaling,
         ray_actor_options=needs,
         max_ongoing_requests=settings.capacity,
+        max_queued_requests=settings.capacity,
         graceful_shutdown_timeout_s=settings.drain_s,
     )
     return deployment.bind(settings)

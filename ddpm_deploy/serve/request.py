@@ -35,6 +35,7 @@ def samples_of(
     """One Sample for each that the job asks for. clock, widest: as in the policy. numbers: of arrival."""
     null = without(job.condition, manifest.conditions)
     weights = None if job.guidance is None else job.guidance.rows(job.plan.t)
+    weight_in_memory = -(-math.prod(job.shape) // math.prod(manifest.sample_shape))
     channels, lanes = kept_channels(manifest, job.plan), 1 if weights is None else 2
     return [
         Sample(
@@ -50,6 +51,7 @@ def samples_of(
             weights=None if weights is None else weights[:, i],
             channels=channels,
             due=due(clock, calls_alone(len(job.plan), (i + 1) * lanes, widest), priority),
+            weight_in_memory=weight_in_memory,
         )
         for i in range(job.n)
     ]

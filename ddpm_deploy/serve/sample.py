@@ -23,8 +23,9 @@ class Sample:
     number: of the engine, in the order of arrival. index: its place in the request's result. seed, stream: sample
     `stream` of that seed. condition, null: tensors without a batch axis, toward which and away from which it is drawn.
     weights: (N,) of guidance at each row, None is 1. channels: how many of the network's output the plan takes.
-    due: what the policy orders by. stack: the states of all samples that the last row was applied to as one, K arrays
-    (B, *S), None before the first row; place: which of them is its own.
+    due: what the policy orders by. weight_in_memory: as how many samples of the trained size it counts. stack: the
+    states of all samples that the last row was applied to as one, K arrays (B, *S), None before the first row; place:
+    which of them is its own.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Sample:
     weights: Array | None
     channels: int | None
     due: float
+    weight_in_memory: int = 1
     row: int = 0
     stack: list[Array] | None = field(default=None, repr=False)
     place: int = 0

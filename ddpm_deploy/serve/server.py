@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import socket
 import threading
+import time
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any, cast
@@ -13,6 +16,7 @@ from typing import Any, cast
 import uvicorn
 from fastapi import FastAPI
 
+from ddpm_deploy.serve.app import Service
 from ddpm_deploy.serve.engine import Engine
 from ddpm_deploy.serve.guard import MAX_HEAD_BYTES, Bounds, GuardedProtocol
 
@@ -28,10 +32,18 @@ class DrainingServer(uvicorn.Server):
     """Serves an application until SIGTERM or SIGINT.
 
     The first signal makes the engine refuse new requests and `/readyz` say so; when what was accepted is answered, or
-    `drain_s` seconds are over, it stops. A second signal stops at once; `aborted` is true from then on.
+    `drain_s` seconds are over, it stops. A second signal stops at once; `aborted` is true from then on, and where the
+    process has not ended ABORT_S seconds later, `last_resort` is called.
     """
 
-    def __init__(self, app: FastAPI, engine: Engine, drain_s: float, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        engine: Engine,
+        drain_s: float,
+        bounds: Bounds | None = None,
+        last_resort: Callable[[], object] = lambda: None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -42,11 +54,11 @@ class DrainingServer(uvicorn.Server):
             timeout_graceful_shutdown=ANSWER_S,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             loop="asyncio",
-            http=cast(Any, partial(GuardedProtocol, bounds=bounds or Bounds())),
+            http=cast(Any, partial(GuardedProtocol, bounds=bounds or Bounds(), refused=_counter(app))),
             ws="none",
         )
         super().__init__(config)
-        self._engine, self._drain_s = engine, drain_s
+        self._engine, self._drain_s, self._last_resort = engine, drain_s, last_resort
         self._draining = self.aborted = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -56,6 +68,10 @@ class DrainingServer(uvicorn.Server):
         self._draining = True
         threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
+    def stop(self) -> None:
+        """Stop where nothing can be drawn any more."""
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End in good order, also where nothing is waited for."""
         await super().shutdown(sockets)
@@ -64,16 +80,22 @@ class DrainingServer(uvicorn.Server):
 
     def _abort(self) -> None:
         """What is not drawn fails, which its clients are still told."""
-        closing = threading.Thread(target=self._engine.close, daemon=True)
-        closing.start()
-        closing.join(ABORT_S)
+        self._engine.close(ABORT_S)
         self.should_exit = self.force_exit = True
+        time.sleep(ABORT_S)
+        self._last_resort()
 
     def _drain(self) -> None:
         if not self._engine.drain(self._drain_s):
             logger.warning("serve: %d samples were not finished in %g s of drain", self._engine.held, self._drain_s)
-            self._engine.close()
+            self._engine.close(ABORT_S)
         self.should_exit = True
+
+
+def _counter(app: FastAPI) -> Callable[[int], object]:
+    """What is told of refusals that the application does not see."""
+    service: Service = app.state.service
+    return service.metrics.refused
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -87,6 +109,11 @@ def listening(host: str, port: int) -> socket.socket:
         else:
             message = f"host: {(error.strerror or str(error)).split(' (')[0]}: {host}; give an address of this machine"
         raise OSError(error.errno, message) from None
+
+
+def is_open(listener: socket.socket) -> bool:
+    """Whether others than this machine can reach it."""
+    return not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def address(listener: socket.socket) -> str:

@@ -72,7 +72,7 @@ class Stepper:
         """Whether the device computes anything at all: if it does, it was the samples that it could not."""
         try:
             self._sampler.warmup(self.buckets.sizes[0])
-        except BackendError:
+        except (BackendError, MemoryError):
             return False
         return True
 
@@ -119,8 +119,8 @@ class Stepper:
 
     # -- the update -----------------------------------------------------------------------------------------------
 
-    def _update(self, group: list[Sample], stack: list[Array], m: Array, errors: Mapping[Sample, Exception]) -> None:
-        """Apply each sample's row to a group of one pattern; those that failed are left out."""
+    def _update(self, group: list[Sample], stack: list[Array], m: Array, errors: dict[Sample, Exception]) -> None:
+        """Apply each sample's row to a group of one pattern; those that failed are left out, and may become more."""
         going = [i for i, sample in enumerate(group) if sample not in errors]
         if not going:
             return
@@ -128,10 +128,13 @@ class Stepper:
             group, stack, m = [group[i] for i in going], [images[going] for images in stack], m[going]
         row = Row.stack([sample.program for sample in group], stack[0].ndim - 1)
         z = _joined([sample.noise() for sample in group]) if row.draws else None
-        with np.errstate(all="ignore"):  # what overflows shows in the next prediction
+        with np.errstate(all="ignore"):  # what overflows shows in the next prediction, or in the end
             state, x0 = row.apply(stack, m, z)
         for i, sample in enumerate(group):
-            if sample.handle.wants_preview(sample.row, sample.rows):
+            if sample.left == 1 and not np.isfinite(state[0][i]).all():
+                errors[sample] = NonFiniteError(f"row {sample.row} (t = {sample.t:g}): the sample is not finite")
+                continue
+            if sample.handle.wants_preview(sample.row, sample.rows) and np.isfinite(x0[i]).all():
                 preview = Preview(sample.index, sample.row, sample.rows, sample.t, np.array(x0[i]))
                 sample.handle.show(preview)
             sample.stack, sample.place = state, i

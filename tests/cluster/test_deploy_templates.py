@@ -19,7 +19,8 @@ pytest.importorskip("fastapi", reason="the HTTP service needs it")
 
 import yaml
 
-from ddpm_deploy.serve.__main__ import TOKEN_VARIABLE, build_parser
+from ddpm_deploy.serve.__main__ import build_parser
+from ddpm_deploy.serve.loading import TOKEN_VARIABLE
 from ddpm_deploy.serve.server import ANSWER_S
 
 ROOT = Path(__file__).parents[2]
@@ -223,7 +224,9 @@ def test_a_pod_is_nobody_and_can_write_nothing_but_tmp(pod: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("pod", pods())
 def test_the_variables_of_a_pod_are_those_that_the_service_reads(pod: dict[str, Any]) -> None:
-    assert [variable["name"] for variable in pod["containers"][0]["env"]] == [TOKEN_VARIABLE]
+    (variable,) = pod["containers"][0]["env"]
+    assert variable["name"] == TOKEN_VARIABLE
+    assert not variable["valueFrom"]["secretKeyRef"].get("optional"), "without its secret it would serve everybody"
 
 
 def test_the_parts_of_the_deployment_name_each_other() -> None:

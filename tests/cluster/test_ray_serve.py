@@ -51,6 +51,15 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_deployed() -
         Settings(bundel="x")
     with pytest.raises(ValueError, match="max_n: got 0"):
         build(Settings(max_n=0))
+    with pytest.raises(ValueError, match="max_work: got 0"):
+        build(Settings(max_work=0))
+
+
+def test_what_waits_for_a_replica_has_a_bound() -> None:
+    from ddpm_deploy.serve.ray_app import Settings, build
+
+    deployment = build(Settings(capacity=7))._bound_deployment
+    assert (deployment.max_ongoing_requests, deployment._deployment_config.max_queued_requests) == (7, 7)
 
 
 def test_a_replica_has_the_cpus_and_the_gpu_that_it_computes_with() -> None:

@@ -345,3 +345,16 @@ def test_two_devices_share_the_line_and_each_picture_is_drawn_by_one(sampler: Sa
     counts = {drawn.count(t) for t in sampler.plan("ddim", 6).t}
     assert len(counts) == 1, "a picture changed devices on its way"
     assert counts != {0}
+
+
+def test_fewer_share_a_call_where_samples_are_larger_than_those_of_the_training() -> None:
+    sampler = numpy_sampler(size_multiple=4)
+    sampler.backend.gate.shut()
+    with Engine(sampler, buckets=(1, 2, 4, 8)) as engine:
+        handles = [engine.submit(8, steps=2, size=size) for size in ((8, 8), (4, 4))]
+        sampler.backend.gate.open()
+        for handle in handles:
+            handle.result(PATIENCE_S)
+    sizes = [len(call) for call in sampler.backend.calls]
+    assert sorted(sizes, reverse=True)[:2] == [8, 8]
+    assert sizes.count(2) == 8, "four times the pixels, a quarter of the batch"

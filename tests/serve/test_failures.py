@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,11 +14,14 @@ from numpy_network import PATIENCE_S, SHAPE, NumpyBackend, numpy_sampler
 from ddpm_deploy import BackendError, NonFiniteError, Sampler
 from ddpm_deploy.errors import EngineClosed
 from ddpm_deploy.noise import initial_noise
+from ddpm_deploy.plan import Row
 from ddpm_deploy.serve import Engine
 from ddpm_deploy.serve.buckets import CALM_CALLS, Buckets
+from ddpm_deploy.serve.warming import largest_fitting
 
 Feeds = Mapping[str, np.ndarray]
 POISON = 13  # a seed
+BIG = 12345.0
 
 
 def poisoned(feeds: Feeds) -> np.ndarray:
@@ -30,6 +36,10 @@ def predict_nan(feeds: Feeds, m: np.ndarray) -> None:
 def refuse(feeds: Feeds, m: np.ndarray) -> None:
     if poisoned(feeds).any():
         raise RuntimeError("no kernel for this")
+
+
+def refuse_all(feeds: Feeds, m: np.ndarray) -> None:
+    raise RuntimeError("no kernel for this")
 
 
 def no_memory_beyond(size: int):
@@ -157,6 +167,96 @@ def test_a_defect_of_ours_reaches_the_caller(sampler: Sampler, monkeypatch: pyte
     assert "a step failed" in caplog.text
 
 
+@pytest.mark.parametrize("place", ["_next_batch", "_settle"])
+def test_a_defect_outside_of_a_step_leaves_nobody_waiting(sampler: Sampler, monkeypatch, caplog, place: str) -> None:
+    def defect(*_: object) -> None:
+        raise IndexError("a defect")
+
+    sampler.backend.gate.shut()
+    engine = Engine(sampler)
+    first = engine.submit(steps=3)
+    sampler.backend.gate.await_call()
+    monkeypatch.setattr(engine, place, defect)
+    second = engine.submit(steps=3)
+    sampler.backend.gate.open()
+    for handle in (first, second):
+        with pytest.raises(IndexError, match="a defect"):
+            handle.result(PATIENCE_S)
+    assert (engine.held, engine.accepting, engine.alive) == (0, False, False)
+    assert "device 0: an unexpected error" in caplog.text
+    engine.close()
+
+
+def test_a_device_without_memory_even_for_zeros_is_given_up(sampler: Sampler, monkeypatch) -> None:
+    def no_memory(feeds: Feeds) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(sampler.backend, "run", no_memory)
+    engine = Engine(sampler)
+    for _ in range(3):
+        assert isinstance(engine.submit(steps=3).outcomes(PATIENCE_S)[0], MemoryError)
+    engine._threads[0].join(PATIENCE_S)
+    assert not engine.alive
+    engine.close()
+
+
+@pytest.mark.parametrize(("sizes", "fit", "expected"), [((1, 2, 4, 8), 5, 4), (tuple(range(1, 33)), 20, 16)])
+def test_a_warm_up_leaves_out_what_memory_does_not_suffice_for(
+    sampler: Sampler, sizes, fit: int, expected: int
+) -> None:
+    sampler.backend.fault = no_memory_beyond(fit)
+    assert largest_fitting(sizes, sampler.warmup) == expected
+    with Engine(sampler, buckets=sizes) as engine:
+        engine.warmup()
+        assert engine._steppers[0].buckets.sizes[-1] <= expected
+        assert engine.submit(30, steps=2).result(PATIENCE_S).shape == (30, *SHAPE)
+
+
+@pytest.mark.parametrize("fault", [no_memory_beyond(0), refuse_all])
+def test_a_warm_up_fails_where_not_even_the_smallest_batch_works(sampler: Sampler, fault) -> None:
+    sampler.backend.fault = fault
+    with Engine(sampler) as engine, pytest.raises(BackendError):
+        engine.warmup()
+
+
+def test_what_overflows_in_the_last_row_fails_alone_and_shows_no_preview(sampler: Sampler, monkeypatch) -> None:
+    apply = Row.apply
+
+    def overflowing(self, stack, m, z):
+        state, x0 = apply(self, stack, m, z)
+        for image in (state[0], x0):
+            image[np.isclose(m[:, 0, 0, 0], BIG)] = np.inf
+        return state, x0
+
+    def mark(feeds: Feeds, m: np.ndarray) -> None:
+        m[poisoned(feeds), 0, 0, 0] = BIG
+
+    monkeypatch.setattr(Row, "apply", overflowing)
+    sampler.backend.fault = mark
+    with Engine(sampler) as engine:
+        bad = engine.submit(2, steps=1, seed=POISON, preview_every=1)
+        outcomes = bad.outcomes(PATIENCE_S)
+    assert isinstance(outcomes[0], NonFiniteError)
+    assert "the sample is not finite" in str(outcomes[0])
+    assert np.isfinite(outcomes[1]).all()
+    assert list(bad._previews) == [1]
+
+
+def test_close_waits_no_longer_than_it_is_told(sampler: Sampler) -> None:
+    sampler.backend.gate.shut()
+    engine = Engine(sampler)
+    handle = engine.submit(steps=3)
+    sampler.backend.gate.await_call()
+    began = time.monotonic()
+    engine.close(0.05)
+    assert time.monotonic() - began < PATIENCE_S / 2
+    with pytest.raises(EngineClosed):
+        handle.result(0)
+    sampler.backend.gate.open()
+    engine.close()
+    assert not engine._threads[0].is_alive()
+
+
 # -- buckets --------------------------------------------------------------------------------------------------------
 
 
@@ -179,3 +279,30 @@ def test_the_largest_bucket_shrinks_at_once_and_grows_again_slowly() -> None:
     assert buckets.limit == 4
     buckets.shrink(1)
     assert buckets.limit == 1
+
+
+def test_buckets_may_be_read_while_they_are_narrowed() -> None:
+    before, faults = sys.getswitchinterval(), []
+
+    def read(buckets: Buckets, over: threading.Event) -> None:
+        try:
+            while not over.is_set():
+                buckets.room(buckets.limit)
+                buckets.padded(32)
+        except IndexError as error:
+            faults.append(error)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            buckets, over = Buckets(range(1, 33)), threading.Event()
+            reader = threading.Thread(target=read, args=(buckets, over))
+            reader.start()
+            for largest in range(31, 0, -1):
+                buckets.narrow(largest)
+            over.set()
+            reader.join(PATIENCE_S)
+    finally:
+        sys.setswitchinterval(before)
+    assert faults == []
+    assert (buckets.limit, buckets.padded(7)) == (1, 7)

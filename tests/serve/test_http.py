@@ -24,12 +24,13 @@ pytest.importorskip("uvicorn", reason="the HTTP service needs it")
 from numpy_network import PATIENCE_S, numpy_sampler, prompted_sampler
 from numpy_service import PATH, Client, await_ready, serving
 
-from ddpm_deploy import Sampler
+from ddpm_deploy import BackendError, Sampler
 from ddpm_deploy.images import to_pil
 from ddpm_deploy.serve import Engine
 from ddpm_deploy.serve.__main__ import main
 from ddpm_deploy.serve.app import make_app
 from ddpm_deploy.serve.limits import Limits
+from ddpm_deploy.serve.server import is_open, listening
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,9 @@ def test_a_picture_may_have_any_size_where_the_model_leaves_it_free() -> None:
         assert answer.pixels[0].shape == (4, 8)
         assert answer.body["size"] == "8x4"
         assert client.post(size="12x8", steps=2).message == "size: got 12x8, expected at most 64 pixels"
+    with serving(sampler) as (client, *_):
+        assert client.post(size="16x4", steps=2).status == 200
+        assert client.post(size="20x4", steps=2).message == "size: got 20x4, expected at most 64 pixels"
 
 
 def test_pictures_pixels_and_steps_have_a_bound_together() -> None:
@@ -173,7 +177,7 @@ def test_the_model_is_described_with_what_may_be_asked_of_it(grey) -> None:
         "guided": True,
         "timesteps": 100,
         "default": {"solver": "ddim", "steps": 10},
-        "limits": {"n": 4, "steps": 50, "pixels": 2**20, "work": 2**30, "deadline_s": 60.0},
+        "limits": {"n": 4, "steps": 50, "pixels": 4 * 16, "work": 2**30, "deadline_s": 60.0},
     }
     assert expected.items() <= model.items()
     for solver in model["solvers"]:
@@ -215,6 +219,7 @@ def test_the_openapi_document_names_every_field_and_status(grey) -> None:
         ({"guidance": 2.0}, "guidance: got a weight, but no condition"),
         ({"guidance": 1e300, "label": "a"}, "guidance: "),
         ({"label": "dog"}, "label: got 'dog'"),
+        ({"label": "a,b,c", "n": 2}, "label: got 3 labels for 2 of n"),
         ({"label": "a", "prompt": "a"}, "label: given together with prompt"),
         ({"label": "a" * 2000}, "label: "),
         ({"model": "dall-e-3"}, "model: got 'dall-e-3', expected 'numpy'"),
@@ -374,6 +379,7 @@ def test_a_drain_answers_what_was_accepted_and_refuses_the_rest(held) -> None:
     until(lambda: not engine.accepting)
     refused = client.post()
     assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    assert refused.headers["connection"] == "close"
     assert client.get("/readyz").status == 503
     assert client.get("/healthz").status == 200
     sampler.backend.gate.open()
@@ -393,6 +399,65 @@ def test_a_second_signal_stops_at_once(held) -> None:
     until(lambda: server.force_exit)
     assert server.aborted
     assert lost.result(PATIENCE_S).status == 503, "its client is told"
+
+
+def test_a_call_that_does_not_return_is_the_last_resorts(held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddpm_deploy.serve.server.ABORT_S", 0.05)
+    sampler, client, _, server = held
+    ended = threading.Event()
+    server._last_resort = ended.set
+    lost = in_background(client, steps=50)
+    sampler.backend.gate.await_call()
+    for _ in range(2):
+        server.handle_exit(signal.SIGTERM, None)
+    assert ended.wait(PATIENCE_S)
+    assert lost.result(PATIENCE_S).status == 503
+
+
+def test_an_engine_that_is_warm_is_ready_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "warmup", lambda self: pytest.fail("warmed again"))
+    with Engine(numpy_sampler(shape=(1, 4, 4))) as engine:
+        service = make_app(engine, warm=True).state.service
+        assert service.ready
+
+
+def test_a_service_that_cannot_be_warmed_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, seen = numpy_sampler(shape=(1, 4, 4)), []
+    sampler.backend.fault = lambda feeds, m: [][0]
+
+    def first_answers(client: Client) -> None:
+        until(lambda: client.get("/healthz").status == 503)
+        seen.extend([client.get("/readyz").status, client.post(steps=2).status])
+
+    monkeypatch.setattr("numpy_service.await_ready", first_answers)
+    with serving(sampler):
+        assert seen == [503, 503]
+
+
+def test_a_command_that_cannot_be_warmed_ends_and_says_why(monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    def fail(self: Engine) -> None:
+        raise BackendError("no kernel for this")
+
+    monkeypatch.setattr(Engine, "warmup", fail)
+    assert main(["--port", "0", "--threads", "1"]) == 2
+    assert "error: the warm-up failed: no kernel for this" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("token", "message"), [("", "is empty"), (" ", "is empty"), ("a\n", "has spaces"), ("ü", "ASCII")]
+)
+def test_a_token_that_cannot_be_meant_is_refused(monkeypatch, capsys, token: str, message: str) -> None:
+    monkeypatch.setenv("DDPM_DEPLOY_TOKEN", token)
+    assert main(["--port", "0"]) == 2
+    printed = capsys.readouterr().err
+    assert "DDPM_DEPLOY_TOKEN: " in printed
+    assert message in printed
+
+
+@pytest.mark.parametrize(("host", "expected"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_it_is_known_whether_others_can_reach_it(host: str, expected: bool) -> None:
+    with listening(host, 0) as listener:
+        assert is_open(listener) == expected
 
 
 # -- the command ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -91,6 +92,21 @@ def test_metrics_name_the_reasons_of_refusals(service) -> None:
     assert reasons == {f"rejected_requests_total {kind}": 1 for kind in kinds}
     assert found["cancelled_requests_total"] == 1
     assert found["answers_total 429"] == 1
+
+
+def test_what_was_accepted_and_fails_in_a_drain_is_no_refusal(service) -> None:
+    sampler, client, engine = service
+    before = metrics(client)
+    sampler.backend.gate.shut()
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(client.post, steps=50)
+        until(lambda: engine.held == 1)
+        engine.close(0)
+        assert lost.result(PATIENCE_S).status == 503
+    sampler.backend.gate.open()
+    found = metrics(client)
+    assert found["answers_total 503"] == before.get("answers_total 503", 0) + 1
+    assert found.get("rejected_requests_total not_ready", 0) == before.get("rejected_requests_total not_ready", 0)
 
 
 def test_padding_is_the_share_of_a_bucket_that_nobody_asked_for() -> None:

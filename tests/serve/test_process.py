@@ -28,6 +28,7 @@ from ddpm_deploy.images import to_pil
 from ddpm_deploy.serve import Engine
 
 SOLVERS = ("ddim", "unipc", "dpmpp_2m", "euler_a", "heun")
+REFUSED_S = 0.05
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -59,12 +60,12 @@ def test_ten_times_the_load_is_refused_at_once_and_nothing_breaks(tmp_path: Path
     with running(tmp_path / "log.jsonl", "--capacity", str(capacity)) as service:
         answers = asyncio.run(_overload(service.client.port, clients, each))
         assert service.client.post(steps=4).status == 200
-        refused_s = [line["seconds"] for line in service.requests() if line["status"] == 429]
+    refused_s = [seconds for status, seconds in answers if status == 429]
     statuses = [status for status, _ in answers]
     assert len(statuses) == clients * each
     assert set(statuses) == {200, 429}
-    assert len(refused_s) == statuses.count(429) > clients
-    assert statistics.median(refused_s) < 0.05, "seconds from the head of a request to its refusal"
+    assert len(refused_s) > clients
+    assert statistics.quantiles(refused_s, n=20)[-1] < REFUSED_S, "seconds that a client waits for its refusal"
 
 
 def test_half_of_a_thousand_requests_cancelled_leaves_no_slot_taken_and_no_picture_changed() -> None:
@@ -120,10 +121,15 @@ def _until(condition) -> None:
 
 
 async def _overload(port: int, clients: int, each: int) -> list[tuple[int, float]]:
-    """(status, seconds) of requests by so many clients at once, who ask again without a pause."""
+    """(status, seconds) of requests by so many clients, each of whom asks again within a second."""
+    chance = random.Random(0)
 
     async def one() -> list[tuple[int, float]]:
-        return [await _timed(port) for _ in range(each)]
+        answers = []
+        for _ in range(each):
+            await asyncio.sleep(chance.random())
+            answers.append(await _timed(port))
+        return answers
 
     return [answer for answers in await asyncio.gather(*(one() for _ in range(clients))) for answer in answers]
 
