@@ -195,6 +195,7 @@ def counted(client: Client, status: str) -> float:
 
 def test_a_connection_that_is_gone_has_no_timers() -> None:
     with serving(numpy_sampler(shape=(1, 4, 4)), bounds=Bounds(stall_s=1000)) as (client, _, server):
+        until(lambda: not server.server_state.connections)
         with connect(client) as refused:
             until(lambda: server.server_state.connections)
             (protocol,) = server.server_state.connections
