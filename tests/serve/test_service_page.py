@@ -28,6 +28,7 @@ from numpy_service import serving
 from PIL import Image
 from web_browser import chromium, visit
 
+from ddpm_deploy.noise import initial_noise
 from ddpm_deploy.page import ARTISTS, page_files
 from ddpm_deploy.serve.limits import Limits
 
@@ -146,6 +147,13 @@ def test_a_prompt_is_quoted_for_any_shell(page: Any) -> None:
         else:
             sent = eval(next(line for line in text.splitlines() if line.startswith("body = ")).removeprefix("body = "))
         assert sent == {"prompt": prompt, "n": 1, "seed": 2**53 - 1}
+
+
+def test_a_class_with_a_comma_goes_by_its_number_and_none_is_sent_that_is_not_drawn(page: Any) -> None:
+    asked = {"n": 2, "solver": "ddim", "steps": 10, "seed": 1, "guidance": 1, "labels": ["b", "c, d", "a"]}
+    model = {"default": {"solver": "ddim", "steps": 10}, "labels": {"classes": ["a", "b", "c, d"]}}
+    body = "async ([asked, model]) => (await import('./page/copies.js')).body(asked, model)"
+    assert page.evaluate(body, [asked, model]) == {"label": "b,2", "n": 2, "seed": 1}
 
 
 def test_a_kept_request_is_put_back_into_the_form(page: Any) -> None:
@@ -308,6 +316,29 @@ def test_what_the_service_refuses_is_said(browser: Any, service: Any) -> None:
         page.locator("#steps").press("End")
         draw(page)
         page.locator("#alert", has_text="Steps: heun takes 99 evaluations, expected at most 50").wait_for()
+
+
+def test_what_is_drawn_is_kept_where_another_picture_fails(page: Any, service: Any) -> None:
+    sampler, client, _ = service
+
+    def fault(feeds: Any, m: np.ndarray) -> None:
+        m[(feeds["x"] == initial_noise(21, [1], (1, 4, 4))).all(axis=(1, 2, 3))] = np.nan
+
+    page.get_by_role("spinbutton", name="Pictures").fill("3")
+    page.get_by_label("Seed").fill("21")
+    sampler.backend.fault = fault
+    try:
+        draw(page)
+        page.locator("#gallery li").wait_for()
+    finally:
+        sampler.backend.fault = None
+    expected = client.post(n=3, seed=21).pixels
+    kept = pixels(page, "#gallery img")
+    assert len(kept) == 2
+    for found, index in zip(kept, (0, 2), strict=True):
+        assert np.array_equal(found, expected[index])
+    assert page.locator("#alert").inner_text() == "1 of 3 pictures failed. The service failed to draw this; see its log"
+    assert page.locator("#tiles img:visible").count() == 2
 
 
 def test_a_token_is_asked_for_and_never_copied(browser: Any) -> None:

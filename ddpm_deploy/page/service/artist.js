@@ -71,7 +71,7 @@ async function gauges() {
 
 const readiness = async () => ((await fetch(here("readyz"))).ok ? { text: "Ready", ready: true } : NOT_READY);
 
-/** The pictures of a request, on their way and done. */
+/** The pictures of a request, on their way, done, or failed: { index, error }. */
 export async function* draw(request, signal) {
   const response = await fetch(here(PATH), {
     method: "POST",
@@ -82,8 +82,8 @@ export async function* draw(request, signal) {
   if (!response.ok) throw await refusal(response);
   let left = request.n;
   for await (const event of events(response.body)) {
-    if (event.type === "error") throw failure(event.error.code, event.error.message);
-    if (event.type === "image_generation.completed") left--;
+    if (event.type === "error" && event.index === undefined) throw failure(event.error.code, event.error.message);
+    if (["error", "image_generation.completed"].includes(event.type)) left--;
     yield news(event);
   }
   if (left) throw new TypeError("the stream broke off");
@@ -93,7 +93,8 @@ function previews({ live: wanted, steps }) {
   return wanted ? { partial_images: Math.min(PREVIEWS, steps) } : {};
 }
 
-function news({ type, ahead, index, step, steps, b64_json }) {
+function news({ type, ahead, index, step, steps, b64_json, error }) {
+  if (type === "error") return { index, error: failure(error.code, error.message) };
   if (type === "image_generation.queued") return { ahead };
   const src = `data:image/png;base64,${b64_json}`;
   return type === "image_generation.completed" ? { index, src } : { index, step, steps, src };

@@ -9,13 +9,16 @@ const address = () => new URL(PATH, document.baseURI).href;
 export function body({ n, solver, steps, seed, guidance, labels, prompt }, model) {
   return {
     ...(prompt ? { prompt } : {}),
-    ...(labels.length ? { label: labels.join(",") } : {}),
+    ...(labels.length ? { label: labels.slice(0, n).map((each) => known(each, model.labels)).join(",") } : {}),
     n,
     ...(isDefault({ solver, steps }, model) ? {} : { solver, steps }),
     seed,
     ...(guidance === 1 ? {} : { guidance }),
   };
 }
+
+/** A class as the service takes it: by its number where its own name has commas, which stand between classes. */
+const known = (name, { classes }) => (name.includes(",") ? String(classes.indexOf(name)) : name);
 
 const inShell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 

@@ -71,10 +71,16 @@ async function drawn(request, signal, stage, gallery, form) {
 }
 
 async function painted(request, signal, stage, gallery) {
+  const failures = [];
   stage.begin(request);
-  for await (const news of artist.draw(request, signal)) stage.show(news);
+  for await (const news of artist.draw(request, signal)) {
+    if (news.error) failures.push(news.error);
+    stage.show(news);
+  }
+  if (failures.length === request.n) throw failures[0];
   const pictures = stage.end();
   gallery.add(request, pictures, stage.seconds);
+  if (failures.length) complain(`${failures.length} of ${request.n} pictures failed. ${inWords(failures[0])}`);
 }
 
 function about({ shape: [channels, height, width], labels, prompt }) {

@@ -40,11 +40,12 @@ export class Stage {
     return frame;
   }
 
-  /** What the artist tells: a place in the queue, a picture that begins, a preview, or a picture that is done. */
-  show({ index, step, steps, src, ahead, begins }) {
+  /** What the artist tells: a place in the queue, a picture that begins, a preview, or a picture that is done or failed. */
+  show({ index, step, steps, src, ahead, begins, error }) {
     if (ahead !== undefined) return this.tell(ahead ? `Waiting: ${pictures(ahead)} before this …` : "Next in line …");
     const { item, image, bar } = this.tiles[index];
     if (begins) return bar.removeAttribute("value");
+    if (error) return (image.hidden = bar.hidden = true);
     this.first ??= performance.now() - this.started;
     image.src = src;
     image.hidden = false;
@@ -58,13 +59,14 @@ export class Stage {
     item.classList.add("done");
   }
 
-  /** All are done: their sources, with the names that they have for those who do not see them. */
+  /** All are done, or failed: the sources of the former, with the names that they have for those who do not see them. */
   end() {
     const ms = performance.now() - this.started;
     this.seconds = inSeconds(ms);
     const first = ms - this.first > 1 ? `, first sight after ${inSeconds(this.first)}` : "";
-    this.over(`${pictures(this.n)} in ${this.seconds}${first}.`);
-    return this.tiles.map(({ image }) => ({ src: image.src, alt: image.alt }));
+    const done = this.tiles.filter(({ item }) => item.classList.contains("done"));
+    this.over(`${pictures(done.length)} in ${this.seconds}${first}.`);
+    return done.map(({ image }) => ({ src: image.src, alt: image.alt }));
   }
 
   fail() {
