@@ -16,8 +16,7 @@ from typing import Any
 
 from benchmarks.serving.page import into
 from ddpm_deploy.bench.record import Report, read_report
-from ddpm_deploy.bench.report.markdown import line_to_markdown
-from ddpm_deploy.bench.report.summary import summary
+from ddpm_deploy.bench.report.summary import device_in_words, model_in_words
 from ddpm_deploy.bench.report.words import number
 
 MARK = "python -m benchmarks.serving_results"
@@ -33,7 +32,7 @@ def table(report: Report) -> str:
     return "\n\n".join(
         [
             f"#### {report.model['name']}",
-            line_to_markdown(summary(report)[0]),
+            f"{model_in_words(report)}, on {device_in_words(report.machine)}; a {report.mode} run of {report.made}.",
             "\n".join([HEADS, *map(_line, facts)]),
             *skipped,
         ]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("pytest_benchmark")
 
+from benchmarks.serving.contenders import IN_FLIGHT
 from benchmarks.serving.fleet import Pace, arrivals, simulate
-from benchmarks.simulate_fleet import highest_load, size_for
+from benchmarks.serving.load import MIX, Trace
+from benchmarks.simulate_fleet import highest_load, pace_of, size_for
+from ddpm_deploy.bench.record import read_report
+
+MEASURED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "serving-digits"
 
 N = 60_000
 
@@ -85,3 +91,15 @@ def test_a_fleet_is_as_large_as_holds_the_limit() -> None:
     assert found.outcome.slowdown(99) <= 10.5
     smaller = 2000.0 / ((found.machines - 1) * pace.rows_per_s / 22)
     assert smaller > highest_load(pace, (4, 12, 50), found.machines - 1) - 0.05
+
+
+@pytest.mark.parametrize("seed", [100, 101])
+def test_a_machine_that_was_measured_is_simulated_within_a_factor_of_two(seed: int) -> None:
+    """At half of the ceiling, by the arrivals of that very trial."""
+    trials = [t for t in read_report(MEASURED).sections["serving_trials"] if t["contender"] == IN_FLIGHT]
+    at_half = [t for t in trials if t["rate"] == min(t["rate"] for t in trials)][seed - 100]
+    trace, steps = Trace.drawn(at_half["n"], seed), np.array([kind.steps for kind in MIX])
+    found = simulate(trace.at / at_half["rate"], steps[trace.kinds], pace_of(MEASURED)[0], 1)
+    for percent in (50, 99):
+        measured = at_half[f"p{percent}"]
+        assert measured / 2 < float(np.percentile(found.latency_s / found.alone_s, percent)) < measured * 1.2
