@@ -17,6 +17,9 @@ from ddpm_deploy.encoder import ROLE as ENCODER
 from ddpm_deploy.encoder import TOKENS
 from ddpm_deploy.images import NETWORK_RANGE, to_uint8
 from ddpm_deploy.job import checked_conditions
+from ddpm_deploy.shapes.caption import captions
+from ddpm_deploy.shapes.render import render
+from ddpm_deploy.shapes.scene import TRAINING_SEED, draw_scenes, facts
 
 MOST = 10_000  # samples of each part, chosen by chance from larger sets
 HELD_OUT_PART = 5  # one of so many, where a source has no such part of its own
@@ -93,7 +96,7 @@ def open_data(source: str, manifest: Manifest, held_out: str | None = None, most
     elif source == "digits":
         kept, split = _digits(held_out=True), "held out by the data set: never trained on by this package"
     elif source == SHAPES:
-        kept, split = _shapes(held_out=True), "held out: rendered from other numbers than the trainer's"
+        kept, split = _shapes(manifest, held_out=True), "held out: rendered from other numbers than the trainer's"
     else:
         order = np.random.default_rng(SPLIT_SEED).permutation(len(known))
         count = max(1, len(known) // HELD_OUT_PART)
@@ -108,7 +111,7 @@ def read_source(source: str, manifest: Manifest) -> Samples:
     if source == "digits":
         found = _digits(held_out=False)
     elif source == SHAPES:
-        found = _shapes(held_out=False)
+        found = _shapes(manifest, held_out=False)
     elif kind == "npz" and path:
         found = _archive(Path(path))
     else:
@@ -152,18 +155,20 @@ def _digits(held_out: bool) -> Samples:
     return Samples(x, {LABELS: labels}, HIGHEST + 1)
 
 
-def _shapes(held_out: bool) -> Samples:
-    """Scenes of the kinds that are trained on, rendered in 8 bits, and their captions' tokens."""
-    from ddpm_deploy.shapes.caption import captions
-    from ddpm_deploy.shapes.render import render
-    from ddpm_deploy.shapes.scene import draw_scenes, facts
-    from ddpm_deploy.train.captioned import SHAPES_SEED, CaptionedShapes  # needs torch
-
-    seed, count = (SHAPES_HELD_OUT_SEED, SHAPES_HELD_OUT) if held_out else (SHAPES_SEED, SHAPES_KNOWN)
+def _shapes(manifest: Manifest, held_out: bool) -> Samples:
+    """Scenes of the kinds that are trained on, rendered in 8 bits; with captions' tokens for a model that reads."""
+    seed, count = (SHAPES_HELD_OUT_SEED, SHAPES_HELD_OUT) if held_out else (TRAINING_SEED, SHAPES_KNOWN)
     numbers = np.arange(count)
     scenes = draw_scenes(seed, numbers)
-    tokens = CaptionedShapes(count).tokenizer.encode(captions(scenes, seed, numbers))
-    return Samples(_of_bytes(to_uint8(render(scenes))), {TOKENS: tokens}, 256, facts(scenes))
+    conditions: dict[str, Array] = {}
+    if manifest.tokenizer is not None:
+        conditions = {TOKENS: manifest.tokenizer.encode(captions(scenes, seed, numbers))}
+    elif TOKENS in (*_direct(manifest), *_raw(manifest)):
+        raise ValueError(
+            f"data: {SHAPES!r} has captions, but the bundle has no tokenizer that makes {TOKENS!r} of them; "
+            "export the model again, with its tokenizer"
+        )
+    return Samples(_of_bytes(to_uint8(render(scenes))), conditions, 256, facts(scenes))
 
 
 def _archive(path: Path) -> Samples:

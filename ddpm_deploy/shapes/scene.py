@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 SIDE = 32
 MARGIN = 1.0
+TRAINING_SEED = 0  # of the scenes that a model is trained on
 COLOURS = {
     "red": (0.90, 0.16, 0.16),
     "green": (0.16, 0.70, 0.28),

@@ -13,11 +13,10 @@ from ddpm_deploy.model.text import TextToImage
 from ddpm_deploy.shapes.caption import captions, vocabulary
 from ddpm_deploy.shapes.reading import teach
 from ddpm_deploy.shapes.render import render
-from ddpm_deploy.shapes.scene import draw_scenes
+from ddpm_deploy.shapes.scene import TRAINING_SEED, draw_scenes
 from ddpm_deploy.tokenizer import PADDING, Tokenizer
 
 TEXT_LENGTH = 24
-SHAPES_SEED = 0
 SHAPES_COUNT = 2**20  # scenes in an epoch, more than any run has seen
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_WORDINGS = (
@@ -57,8 +56,8 @@ class CaptionedShapes(Dataset[Item]):
         teach(network.encoder, self.tokenizer)
 
     def __getitems__(self, indices: list[int]) -> Item:
-        scenes = draw_scenes(SHAPES_SEED, indices)
-        tokens = self.tokenizer.encode(captions(scenes, SHAPES_SEED, indices))
+        scenes = draw_scenes(TRAINING_SEED, indices)
+        tokens = self.tokenizer.encode(captions(scenes, TRAINING_SEED, indices))
         return torch.from_numpy(render(scenes)), {TOKENS: torch.from_numpy(tokens)}
 
 

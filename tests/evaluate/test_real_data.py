@@ -12,6 +12,7 @@ from PIL import Image
 from ddpm_deploy.bundle import Condition, default_bundle, read_bundle
 from ddpm_deploy.evaluate.data import conditions_for, open_data
 from ddpm_deploy.shapes.scene import COLOURS, HELD_OUT
+from ddpm_deploy.tokenizer import Tokenizer
 
 DIGITS = read_bundle(default_bundle()).manifest
 RGB = replace(DIGITS, sample_shape=(3, 8, 8), conditions=())
@@ -82,6 +83,19 @@ def test_shapes_are_scenes_of_8_bits_with_their_captions_and_facts():
     assert not any(f"{colour} {kind}" in text for text in texts for colour, kind in HELD_OUT)
     colours = [list(COLOURS)[first] in text for text, (_, first, *_) in zip(texts, data.held_out.facts, strict=True)]
     assert all(colours)
+
+
+def test_captions_become_the_tokens_of_the_models_own_tokenizer():
+    manifest = read_bundle(default_bundle("shapes")).manifest
+    backwards = Tokenizer(manifest.tokenizer.vocabulary[::-1], manifest.tokenizer.length)
+    own, other = (open_data("shapes", model, most=5).known.conditions["tokens"]
+                  for model in (manifest, replace(manifest, tokenizer=backwards)))  # fmt: skip
+    assert not np.array_equal(own, other)
+    assert [backwards.decode(row) for row in other] == [manifest.tokenizer.decode(row) for row in own]
+    with pytest.raises(ValueError, match="no tokenizer that makes 'tokens' of them"):
+        open_data("shapes", replace(manifest, tokenizer=None))
+    textless = replace(manifest, tokenizer=None, files=(), conditions=())
+    assert open_data("shapes", textless, most=5).known.conditions == {}
 
 
 def test_a_model_with_an_encoder_is_given_what_that_reads_and_is_asked_for_what_the_data_show():
