@@ -18,9 +18,10 @@ from ddpm_deploy.noise import initial_noise
 from ddpm_deploy.plan import Plan
 from ddpm_deploy.schedule import NoiseSchedule
 from ddpm_deploy.solvers import make_plan
+from ddpm_deploy.spacing import SPACINGS
 from ddpm_deploy.tune import main
 from ddpm_deploy.tuning.defaults import write_defaults
-from ddpm_deploy.tuning.plan import SEED, tune_plan
+from ddpm_deploy.tuning.plan import SEED, Teacher, tune_plan
 from ddpm_deploy.tuning.timesteps import best_path, fine_timesteps, refine, step_errors
 
 RNG = np.random.default_rng(0)
@@ -105,6 +106,32 @@ def test_the_tuned_plan_is_nearer_to_the_fine_trajectories_of_other_noise_than_e
 def test_heun_has_its_odd_number_of_evaluations(sampler):
     found = tune_plan(sampler, 3, "heun", samples=4)
     assert (found.plan.nfe, len(found.timesteps)) == (3, 2)
+
+
+def test_a_spacing_that_nothing_comes_near_is_kept_and_no_plan_is_tried_twice(sampler, bundle, monkeypatch, capsys):
+    spaced, tried = sampler.plan("ddim", 3, "karras"), []
+
+    def distance(teacher: Teacher, plan: Plan) -> float:
+        tried.append(tuple(plan.t))
+        return 1.0 + float(np.abs(plan.t - spaced.t).max())
+
+    monkeypatch.setattr(Teacher, "distance", distance)
+    found = tune_plan(sampler, 3, "ddim", samples=2)
+    assert (found.spacing, found.plan, found.errors["karras"]) == ("karras", spaced, 1)
+    assert found.errors["tuned"] > 1
+    again = len(tried) - len(set(tried))
+    assert again <= len(SPACINGS), "only a spacing that lies on the grid may be tried once more"
+    words = ["--plan", "--nfe", "3", "--solver", "ddim", "--samples", "2", "--write-default"]
+    assert main([str(bundle), *words]) == 0
+    assert "The search came no nearer than karras: these are its timesteps." in capsys.readouterr().out
+    assert read_bundle(bundle).manifest.defaults.timesteps == tuple(spaced.t)
+
+
+def test_more_prompts_than_samples_are_refused(tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\na blue square\na white cross\n")
+    words = ["--plan", "--nfe", "2", "--samples", "2", "--prompts", str(tmp_path / "prompts.txt")]
+    assert main(["shapes", *words]) == 2
+    assert "holds 3 texts, but --samples is 2; make it at least 3" in capsys.readouterr().err
 
 
 def test_a_model_that_reads_text_is_tuned_on_prompts_and_under_guidance() -> None:

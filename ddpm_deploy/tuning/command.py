@@ -17,7 +17,7 @@ from ddpm_deploy.encoder import PROMPT
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.solvers import SOLVERS
 from ddpm_deploy.tuning.defaults import write_defaults
-from ddpm_deploy.tuning.plan import SAMPLES, TunedPlan, tune_plan
+from ddpm_deploy.tuning.plan import SAMPLES, SEARCHED, TunedPlan, tune_plan
 
 FLAG = "--plan"
 ENDINGS = (".json", ".npz")
@@ -96,21 +96,26 @@ def run(
 
 def render(found: TunedPlan, written: Sequence[str]) -> str:
     """The report for people."""
-    best = found.errors["tuned"]
+    best = found.errors[found.spacing or SEARCHED]
     rows = [(name, f"{error:.4f}", f"{error / best:.2f}x") for name, error in found.errors.items()]
     width = max(len(name) for name, *_ in rows)
     lines = [f"{name:<{width}}  {error}  {ratio:>6}" for name, error, ratio in rows]
     steps = ", ".join(f"{t:g}" for t in found.timesteps)
     head = f"{found.plan.solver}, {found.plan.nfe} evaluations, at t = {steps}"
+    kept = [f"The search came no nearer than {found.spacing}: these are its timesteps."] if found.spacing else []
     note = "distance of the samples from the ends of fine trajectories, RMS in network range:"
-    return "\n".join([head, "", note, *lines, *(f"written: {name}" for name in written)])
+    return "\n".join([head, *kept, "", note, *lines, *(f"written: {name}" for name in written)])
 
 
 def _texts(path: Path, count: int) -> list[str]:
-    """So many of the file's lines, in turn."""
+    """So many of the file's lines, in turn; ValueError for fewer than it holds."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"--prompts: {path}: holds no text, expected one a line")
+    if len(lines) > count:
+        raise ValueError(
+            f"--prompts: {path}: holds {len(lines)} texts, but --samples is {count}; make it at least {len(lines)}"
+        )
     return [lines[i % len(lines)] for i in range(count)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from ddpm_deploy.tuning.timesteps import best_path, fine_timesteps, refine, step
 SAMPLES = 128
 SEED = 2**32  # far from those that people give, so that nothing is judged on what it was tuned with
 BATCH_SIZE = 64
+SEARCHED = "tuned"
 MATCHED = "dpmpp_2m"  # of second order: on the fine grid its end is close to the exact one
 
 Array = NDArray[Any]
@@ -35,12 +36,14 @@ class TunedPlan:
     """What was chosen.
 
     errors: root mean square distance, in network range, of the samples from the ends of the fine trajectories: of the
-    plan, of the path that costs least, and of each hand-made spacing with as many evaluations.
+    plan, of the path that costs least, and of each hand-made spacing with as many evaluations. spacing: the hand-made
+    one that nothing found comes as near as, so that these are its timesteps; None where they were found.
     """
 
     plan: Plan
     timesteps: tuple[float, ...]
     errors: Mapping[str, float]
+    spacing: str | None = None
 
     @property
     def best_spacing(self) -> str:
@@ -51,7 +54,8 @@ class TunedPlan:
 class Teacher:
     """The fine trajectories of a model, computed when first needed, and how far from their ends a plan's samples are.
 
-    samples, seed: of the noise. guidance, condition: as in `tune_plan`. tell: called after each call of the network.
+    samples, seed: of the noise. guidance, condition: as in `tune_plan`; guidance_interval: as in `Sampler.sample`.
+    tell: called after each call of the network.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Teacher:
         guidance: float = 1.0,
         condition: Conditions | None = None,
         tell: Callable[[], object] = lambda: None,
+        guidance_interval: Sequence[float] | None = None,
     ) -> None:
         manifest = sampler.manifest
         if samples < 1:
@@ -72,8 +77,8 @@ class Teacher:
         self._x_T = initial_noise(seed, range(samples), manifest.sample_shape)
         given = _usual_conditions(sampler, samples) if condition is None else condition
         fine = plan_at(manifest, "ddim", self.timesteps)
-        self._job = sampler.job(samples, fine, condition=given, guidance=guidance)
-        self._weight = guidance
+        self._job = sampler.job(samples, fine, condition=given, guidance=guidance, guidance_interval=guidance_interval)
+        self._guidance: dict[str, Any] = {"guidance": guidance, "guidance_interval": guidance_interval}
         self._tell = tell
 
     @cached_property
@@ -101,9 +106,7 @@ class Teacher:
         """The plan's samples from the noise of the trajectories."""
         self._tell()
         given = self._job.condition or None
-        return self.sampler.sample(
-            x_T=self._x_T, plan=plan, condition=given, guidance=self._weight, batch_size=BATCH_SIZE
-        )
+        return self.sampler.sample(x_T=self._x_T, plan=plan, condition=given, batch_size=BATCH_SIZE, **self._guidance)
 
     def nearest_points(self, timesteps: Float) -> list[int]:
         """Points of the grid near to timesteps, from its first on and falling."""
@@ -157,17 +160,23 @@ def choose_timesteps(teacher: Teacher, nfe: int, solver: str, **options: Any) ->
     def error(timesteps: Float) -> float:
         return teacher.distance(plan_at(manifest, solver, timesteps, **options))
 
-    def error_at(points: Sequence[int]) -> float:
+    @cache
+    def error_of(points: tuple[int, ...]) -> float:
         return error(teacher.timesteps[list(points)])
+
+    def error_at(points: Sequence[int]) -> float:
+        return error_of(tuple(points))
 
     path = best_path(teacher.costs, steps)
     errors = {"path of least cost": error_at(path)} | {name: error(spaced[name]) for name in SPACINGS}
     starts = [path, *(teacher.nearest_points(timesteps) for timesteps in spaced.values())]
     start = min((points for points in starts if points[-1] < len(teacher.timesteps)), key=error_at)
     chosen, least = refine(start, len(teacher.grid), error_at)
-    timesteps = teacher.timesteps[chosen]
+    nearest = min(spaced, key=lambda name: errors[name])
+    spacing = nearest if errors[nearest] < least else None
+    timesteps = teacher.timesteps[chosen] if spacing is None else spaced[spacing]
     plan = plan_at(manifest, solver, timesteps, **options)
-    return TunedPlan(plan, tuple(timesteps.tolist()), {"tuned": least, **errors})
+    return TunedPlan(plan, tuple(timesteps.tolist()), {SEARCHED: least, **errors}, spacing)
 
 
 def _usual_conditions(sampler: Sampler, samples: int) -> Conditions:
