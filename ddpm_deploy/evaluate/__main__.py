@@ -7,6 +7,8 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +123,18 @@ def run(
     if write_default:
         check_target(read.root)
     real = open_data(data, read.manifest, held_out, most)
+    settings.check_guidance(real, read.manifest)
+    left_out: dict[str, str] = {}
     with ExitStack() as stack:
         runtimes = [(backend, precision), *_runtimes(beside)]
-        samplers = open_samplers(stack, read, runtimes, device, threads, _told_at_once if skip_unavailable else None)
+        samplers = open_samplers(
+            stack, read, runtimes, device, threads, partial(_leave_out, left_out) if skip_unavailable else None
+        )
         chosen = plan_from(plan, next(iter(samplers.values())), solver, steps, spacing)
         evaluator = Evaluator(read, real, open_features(real, features), chosen, settings)
         state = State.open(out, evaluator.key, restart)
         bar = stack.enter_context(_bar(None if study else evaluator.work(len(samplers)), shown=not json))
-        found = evaluator.run(samplers, state, lists, bar.update)
+        found = replace(evaluator.run(samplers, state, lists, bar.update), left_out=left_out)
     written = [] if out is None else [str(path) for path in write_all(found, out)]
     if write_default and found.study is not None:
         write_defaults(read, studies.as_defaults(found.study.recommended, read.manifest.defaults))
@@ -145,8 +151,9 @@ def _told(found: Evaluation, written: Sequence[str]) -> str:
     return "\n".join([*lines(found), *(f"written: {path}" for path in written)])
 
 
-def _told_at_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _leave_out(left_out: dict[str, str], name: str, reason: str) -> None:
+    print(f"left out: {name}: {reason}", file=sys.stderr, flush=True)
+    left_out[name] = reason
 
 
 def _lists(

@@ -24,6 +24,7 @@ from ddpm_deploy.evaluate.measure import Request, draw, measure_bound
 from ddpm_deploy.evaluate.pages import pictures_of
 from ddpm_deploy.evaluate.record import Evaluation, Runtime, Study
 from ddpm_deploy.evaluate.state import State
+from ddpm_deploy.guidance import checked_guidance
 from ddpm_deploy.plan import Plan
 from ddpm_deploy.sampler import Sampler
 
@@ -60,6 +61,13 @@ class Settings:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.bound not in (None, FULL) and not (isinstance(self.bound, int) and self.bound >= 2):
             raise ValueError(f"bound: got {self.bound!r}, expected {FULL!r}, at least 2 steps, or none")
+
+    def check_guidance(self, data: RealData, manifest: Manifest) -> None:
+        """ValueError for a weight, or an interval, that the model cannot be drawn with: for before long work."""
+        steered = bool(self.request(data, manifest).conditions)
+        weights = {self.guidance, *self.weights}
+        for weight in sorted(weights - {1.0} or weights):
+            checked_guidance(weight, self.interval, manifest, steered, 1)
 
     def chain(self, manifest: Manifest) -> ReverseChain:
         """The chain whose bound is measured."""
@@ -101,14 +109,16 @@ class Evaluator:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What a state must have been made with to be of use."""
+        """What a state must have been made with to be of use; not the weights, as it keeps the draws of each."""
+        settings = asdict(self.settings)
+        del settings["weights"]
         return {
             "version": __version__,
             "bundle": self.bundle.digest,
             "data": self.data.digest,
             "features": self.features.name,
             "plan": sha256_of(self.plan.to_json().encode()),
-            **asdict(self.settings),
+            **settings,
         }
 
     def work(self, runtimes: int) -> int:
@@ -208,11 +218,12 @@ def open_samplers(
     runtimes: Sequence[tuple[str, str]],
     device: str,
     threads: int | None,
-    skip: Callable[[str], object] | None = None,
+    skip: Callable[[str, str], object] | None = None,
 ) -> dict[str, Sampler]:
     """A sampler for each (backend, precision), by a name for people; closed with the stack.
 
-    skip: gets a line for each but the first that this machine cannot run, which is then left out; None refuses it.
+    skip: told the name of each but the first that this machine cannot run, and why, so that it is left out; None
+    refuses it.
     """
     opened: dict[str, Sampler] = {}
     for backend, precision in runtimes:
@@ -222,7 +233,7 @@ def open_samplers(
         except BackendUnavailable as error:
             if skip is None or not opened:
                 raise
-            skip(f"left out: {name}: {error}")
+            skip(name, str(error))
         else:
             opened[name] = stack.enter_context(sampler)
     return opened

@@ -34,6 +34,11 @@ class Request:
     interval: Sequence[float] | None = None
     asked: Array | None = None
 
+    @property
+    def guided(self) -> dict[str, Any]:
+        """The weight and its interval, which at a weight of 1 has nothing to say."""
+        return {"guidance": self.guidance, "guidance_interval": None if self.guidance == 1 else self.interval}
+
     def part(self, chunk: slice) -> dict[str, Any]:
         """Arguments of `Sampler.sample` for some of them."""
         given = {name: array[chunk] for name, array in self.conditions.items()}
@@ -42,8 +47,7 @@ class Request:
             "seed": self.seed,
             "start": chunk.start,
             "condition": given or None,
-            "guidance": self.guidance,
-            "guidance_interval": self.interval,
+            **self.guided,
             "batch_size": self.batch_size,
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,10 @@ class Study:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """about: model, data, features, plan and machine, for JSON. guided: by weight. pictures: PNG by file name."""
+    """about: model, data, features, plan and machine, for JSON. guided: by weight. pictures: PNG by file name.
+
+    left_out: runtimes that were asked for and cannot be had here, with the reason.
+    """
 
     about: Mapping[str, Any]
     baseline: Figures | None
@@ -60,6 +63,7 @@ class Evaluation:
     guided: Mapping[float, Figures]
     study: Study | None
     pictures: Mapping[str, bytes]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, as plain JSON."""
@@ -68,6 +72,7 @@ class Evaluation:
             "about": dict(self.about),
             "real": _plain(self.baseline),
             "runtimes": [self._runtime(runtime) for runtime in self.runtimes],
+            "left_out": [{"runtime": name, "reason": reason} for name, reason in self.left_out.items()],
             "guided": [{"guidance": weight, **asdict(figures)} for weight, figures in self.guided.items()],
             "study": None if self.study is None else _study(self.study),
         }

@@ -59,6 +59,7 @@ def summary(found: Evaluation) -> list[Line]:
             )
     if found.study is not None:
         lines.append(_advice(found.study))
+    lines += [(f"Left out: {name}, as it cannot be had here: {reason}",) for name, reason in found.left_out.items()]
     return lines
 
 

@@ -74,7 +74,7 @@ class State:
 
 
 def _check_key(found: Any, key: Key, folder: Path) -> None:
-    names = [name for name in sorted({*found, *key}) if found.get(name) != key.get(name)]
+    names = [name for name in sorted(key) if found.get(name) != key[name]]
     if names:
         old, new = (json.dumps(part.get(names[0])) for part in (found, key))
         raise ValueError(

@@ -54,7 +54,7 @@ def entries(
     yield Entry("ddpm", FULL, sampler.plan("ddpm", T, "linspace"), T)
     count = min(SAMPLES, request.n)
     conditions = {name: array[:count] for name, array in request.conditions.items()}
-    teacher = Teacher(sampler, count, guidance=request.guidance, condition=conditions, tell=tell)
+    teacher = Teacher(sampler, count, condition=conditions, tell=tell, **request.guided)
     for solver in solvers:
         for nfe in sorted({min(nfe, T) for nfe in nfes}):
             tune = partial(_tuned, teacher, solver, nfe, state)

@@ -122,16 +122,45 @@ def test_every_weight_of_guidance_is_judged_on_the_same_noise(evaluate, tmp_path
     assert "guidance 3" in (tmp_path / "report.md").read_text()
 
 
-def test_a_runtime_that_the_machine_lacks_is_refused_or_left_out_with_a_word(evaluate):
+def test_weights_that_are_added_go_on_with_what_was_drawn_and_a_weight_of_1_has_no_interval(evaluate, tmp_path):
+    words = (*QUICK, "--bound", "none", "--guidance-interval", "100,800", "--json", "--out", tmp_path)
+    code, out, err = evaluate(*words, "--weights", "3")
+    assert code == 0, err
+    code, again, err = evaluate(*words, "--weights", "1,3")
+    assert code == 0, err
+    (three,) = measured(out)["guided"]
+    assert measured(again)["guided"] == [{"guidance": 1, **measured(out)["runtimes"][0]["samples"]}, three]
+
+
+def test_weights_are_checked_before_runtimes_are_opened(evaluate, monkeypatch):
+    def opened(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr("ddpm_deploy.evaluate.__main__.open_samplers", opened)
+    for words, message in (
+        (["--weights", "2,inf"], "guidance: got"),
+        (["--weights", "1", "--guidance-interval", "100,800"], "guidance_interval: given beside a guidance of 1"),
+        (["--weights", "2", "--guidance-interval", "800,100"], "expected (low, high) in timesteps"),
+    ):
+        code, _, err = evaluate(*QUICK, *words)
+        assert code == 2
+        assert message in err
+
+
+def test_a_runtime_that_the_machine_lacks_is_refused_or_left_out_with_a_word(evaluate, tmp_path):
     words = (*QUICK, "--bound", "none", "--json", "--beside", "tensorrt,openvino")
     if "tensorrt" in [name for name, found in available_backends().items() if found.available]:
         pytest.skip("this machine runs TensorRT engines")
     code, _, err = evaluate(*words)
     assert code == 2
     assert "tensorrt" in err
-    code, out, err = evaluate(*words, "--skip-unavailable")
+    code, out, err = evaluate(*words, "--skip-unavailable", "--out", tmp_path)
     assert code == 0
     assert "left out: tensorrt fp32: " in err
+    (left_out,) = measured(out)["left_out"]
+    assert left_out["runtime"] == "tensorrt fp32"
+    assert left_out["reason"] in err
+    assert "Left out: tensorrt fp32" in (tmp_path / "report.md").read_text()
     assert [each["runtime"] for each in measured(out)["runtimes"]] == ["onnxruntime fp32", "openvino fp32"]
 
 

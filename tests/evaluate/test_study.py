@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,14 @@ def test_tuned_timesteps_are_kept_by_the_state(sampler, tmp_path):
     (_, again) = entries(sampler, ["ddim"], ["tuned"], [3], state, REQUEST, lambda: calls.append(1))
     assert again.timesteps == first.timesteps
     assert not calls
+
+
+def test_plans_are_tuned_under_the_interval_of_guidance(sampler):
+    def tuned(interval):
+        request = replace(REQUEST, guidance=6.0, interval=interval)
+        return list(entries(sampler, ["ddim"], ["tuned"], [3], State(None), request))[1].timesteps
+
+    assert tuned((0, 300)) != tuned(None)
 
 
 def test_a_trial_becomes_the_defaults_of_a_bundle():
