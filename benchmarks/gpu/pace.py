@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from benchmarks.gpu.asked import Group
-from ddpm_deploy.bench.measure import Effort
+from ddpm_deploy.bench.measure import Effort, round_seconds
 
 CONTENDERS = 5  # of a group of which nothing is known, each as slow as the reference
 DRAWS = 2  # of a contender before it is timed: one is judged, one says how long a round is
@@ -34,8 +34,7 @@ class Pace:
 
     def round_s(self, group: Group, reference_s: float) -> float:
         """Of one round of all contenders."""
-        known = self._known[_key(group)]
-        return group.steps * (sum(known.values()) if known else CONTENDERS * reference_s)
+        return round_seconds(self._calls_s(group, reference_s))
 
     def timing_s(self, group: Group, reference_s: float) -> float:
         """Of all its rounds, at most."""
@@ -44,8 +43,13 @@ class Pace:
 
     def group_s(self, group: Group, reference_s: float) -> float:
         """Of the whole group beside what it takes to open its contenders."""
-        judging_s = REFERENCES * group.steps * reference_s + DRAWS * self.round_s(group, reference_s)
+        judging_s = REFERENCES * group.steps * reference_s + DRAWS * sum(self._calls_s(group, reference_s))
         return judging_s + self.timing_s(group, reference_s)
+
+    def _calls_s(self, group: Group, reference_s: float) -> list[float]:
+        """Of a sampling by each contender."""
+        known = self._known[_key(group)]
+        return [group.steps * seconds for seconds in known.values() or [reference_s] * CONTENDERS]
 
 
 def longest_s(effort: Effort, round_s: float) -> float:

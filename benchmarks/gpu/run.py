@@ -28,7 +28,7 @@ from benchmarks.specs import Spec, name_of
 from ddpm_deploy import Sampler
 from ddpm_deploy.backends.base import usable_cpus
 from ddpm_deploy.bench.limits import measure_limits
-from ddpm_deploy.bench.measure import SHORT_S, Contender, Rounds, interleave
+from ddpm_deploy.bench.measure import Contender, Rounds, interleave, round_seconds
 from ddpm_deploy.bench.record import OWN, PEER, TWIN, Parity, Report, Row, write_report
 
 RESERVE_S = 45.0  # of the time, for the facts that come after the groups
@@ -147,8 +147,7 @@ class Run:
     def _time(self, group: Group, ready: Ready) -> None:
         if not ready:
             return
-        calls = [seconds for _, _, seconds in ready.values()]
-        round_s = sum(calls) * (2 if min(calls) < SHORT_S else 1)
+        round_s = round_seconds([seconds for _, _, seconds in ready.values()])
         effort = self.asked.effort(round_s)
         self.clock.require(longest_s(effort, round_s) + self._reserve_s)
         timed = interleave([Contender(name_of(spec), path.draw) for spec, (path, *_) in ready.items()], effort)

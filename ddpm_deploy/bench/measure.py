@@ -98,7 +98,7 @@ def interleave(
     with _collector_off():
         warmup, stable = _warm_up(contenders, effort, clock)
         fastest = {name: min(times) for name, times in warmup.items()}
-        again = {name for name, best in fastest.items() if min(fastest.values()) < SHORT_S and best < LONG_S}
+        again = {name for name, best in fastest.items() if _settles(best, min(fastest.values()))}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         began = clock()
         while _goes_on(len(seconds[names[0]]), clock() - began, effort):
@@ -146,6 +146,17 @@ def _settle(contender: Contender, clock: Clock) -> None:
     contender.seconds(clock)
     while clock() - began < SETTLE_S:
         contender.seconds(clock)
+
+
+def _settles(call_s: float, fastest_s: float) -> bool:
+    """Whether untimed calls come before a timed one. fastest_s: of the group."""
+    return fastest_s < SHORT_S and call_s < LONG_S
+
+
+def round_seconds(calls_s: Sequence[float]) -> float:
+    """How long a round of contenders takes at most, one call of each in seconds, with the untimed ones before them."""
+    untimed = (call + (SETTLE_S if call < SETTLE_S else 0.0) for call in calls_s if _settles(call, min(calls_s)))
+    return sum(calls_s) + sum(untimed)
 
 
 def _goes_on(rounds: int, spent_s: float, effort: Effort) -> bool:

@@ -19,6 +19,7 @@ from ddpm_deploy.bench.measure import (
     interleave_anew,
     levelled_out,
     opening_order,
+    round_seconds,
 )
 from ddpm_deploy.bench.statistics import paired_ratio
 
@@ -189,6 +190,16 @@ def test_where_no_call_is_short_there_are_no_untimed_ones() -> None:
     contenders = [machine.steady("one", 2 * SHORT_S), machine.steady("other", 3 * SHORT_S)]
     interleave(contenders, Effort(1000, 10, 10), clock=machine)
     assert len(machine.ran) == 20 + 2 * 2 * WINDOW
+
+
+@pytest.mark.parametrize("calls", [(0.001,), (0.003, 0.02), (0.009, 0.011, 2.0), (LONG_S, 2 * LONG_S)])
+def test_round_takes_no_longer_than_said_and_nearly_as_long(calls: tuple[float, ...]) -> None:
+    machine, began = Machine(), []
+    contenders = [machine.steady(str(k), seconds) for k, seconds in enumerate(calls)]
+    interleave(contenders, Effort(0, 3, 3, 1), clock=machine, on_round=lambda: began.append(machine.now))
+    first, *_, last = began
+    assert (last - first) / 2 == pytest.approx(round_seconds(calls), rel=0.4)
+    assert (last - first) / 2 <= round_seconds(calls) + 1e-9
 
 
 def test_device_is_waited_for_inside_of_the_timed_region() -> None:
