@@ -34,7 +34,7 @@ TRAINED = "trained"
 RANDOM_SLACK = 10  # a random network does not pull a trajectory back to pictures: rounding grows along it
 SAMPLES = 2  # of a trajectory that is followed step by step
 WORDS = {
-    "prediction_relative_l2": "relative L2 of a prediction at most {:g}",
+    "prediction_relative_l2": "relative L2 of the output or of the clean image at most {:g}",
     "next_state_rms": "RMS error of a step at most {:g} of the picture's range",
     "next_state_max": "largest error of a step at most {:g} of it",
     "final_max_abs": "final max-abs at most {:g}",
