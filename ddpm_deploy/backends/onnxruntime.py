@@ -147,7 +147,7 @@ def load(
     if options and not resident:
         raise ValueError(f"options: {', '.join(sorted(options))}: for CUDA devices only, got device {device!r}")
     file = bundle.file(role, FILES.get(precision, precision), TARGETS.get(_provider(device)))
-    with _ready(bundle, file) as (model, weights):
+    with _ready(bundle, file, _provider(device)) as (model, weights):
         backend = OnnxRuntimeBackend._open(model, file.inputs, file.outputs, precision, device, threads, weights)
     if resident and role == "denoiser":
         _make_resident(backend, bundle, options)
@@ -155,11 +155,11 @@ def load(
 
 
 @contextmanager
-def _ready(bundle: Bundle, file: ModelFile) -> Iterator[tuple[bytes | Path, Weights | None]]:
-    """The verified graph, as a session needs it."""
+def _ready(bundle: Bundle, file: ModelFile, provider: str) -> Iterator[tuple[bytes | Path, Weights | None]]:
+    """The verified graph, as a session needs it; other providers than ours may read a file once it is gone."""
     graph = open_graph(OnnxRuntimeBackend.name, bundle, file)
     check_tensors(graph.model, graph.weights)
-    if graph.weights is not None:
+    if graph.weights is not None or provider not in TARGETS:
         yield graph.model, graph.weights
         return
     holder = [graph.model]
@@ -191,7 +191,7 @@ def step_evaluator(bundle: Bundle, precision: str, place: str, threads: int, dev
     captures = provider == CUDA
     if captures:
         options |= {"user_compute_stream": str(device.stream), "enable_cuda_graph": "1"}
-    with _ready(bundle, file) as (model, weights):
+    with _ready(bundle, file, provider) as (model, weights):
         session, _ = open_session(model, weights, provider, options, threads)
     check_session(session, file.inputs, file.outputs)
     return OnnxRuntimeEvaluator(session, file.inputs, captures=captures)

@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ddpm_deploy.backends import mapped
 from ddpm_deploy.backends.mapped import WEIGHTS, spilled
-from ddpm_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from ddpm_deploy.bundle import TensorSpec
+from ddpm_deploy.backends.onnxruntime import CPU, CUDA, OnnxRuntimeBackend, _ready
+from ddpm_deploy.bundle import TensorSpec, default_bundle, read_bundle
 
 SPECS = [TensorSpec("x", ("B", 300), "float32")], [TensorSpec("y", ("B", 300), "float32")]
 
@@ -77,6 +77,14 @@ def test_onnx_reads_the_same_model_from_the_files() -> None:
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
     assert read == onnx.load_from_string(model)
+
+
+@pytest.mark.parametrize(("provider", "kind"), [(CPU, Path), (CUDA, Path), ("XnnpackExecutionProvider", bytes)])
+def test_only_providers_that_are_known_to_read_at_once_are_given_a_file(provider: str, kind: type) -> None:
+    bundle = read_bundle(default_bundle())
+    with _ready(bundle, bundle.file("denoiser", "fp32", None), provider) as (model, weights):
+        assert isinstance(model, kind)
+        assert weights is None
 
 
 def test_a_small_graph_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
