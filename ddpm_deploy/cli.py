@@ -7,7 +7,6 @@ import errno
 import importlib
 import logging
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -29,7 +28,6 @@ COMMANDS = {
     "bench": "compare two reports of the benchmarks, or render one again",
     "doctor": "say which runtimes can be had on this machine, and how to get the others",
 }
-OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")  # torch's words, for the CPU and for CUDA
 EXTRAS = "ddpm-deploy[cpu,train,export,serve]"
 
 
@@ -55,7 +53,9 @@ def run_command(
         print(f"{parser.prog}: error: {_one_line(error)}; pip install '{EXTRAS}'", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
+        from ddpm_deploy.backends.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         print(f"{parser.prog}: error: not enough memory for this; ask for less at once", file=sys.stderr)
         return 2

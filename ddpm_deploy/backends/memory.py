@@ -21,4 +21,4 @@ def way_out(batch: int, fitted: int) -> str:
     if batch <= 1:
         return "not even one sample fits: free memory, or use a lower precision"
     before = f", and one of {fitted} did" if 0 < fitted < batch else ""
-    return f"a batch of {batch} does not fit{before}: draw fewer at a time (batch_size)"
+    return f"a batch of {batch} does not fit{before}: draw fewer at a time (batch_size); guided samples count twice"

@@ -44,8 +44,9 @@ def test_batch_without_room_is_told_with_the_largest_that_had_some() -> None:
         backend.run({"x": x})
     for batch in (3, 2):
         backend.run({"x": x[:batch]})
-    with pytest.raises(BackendError, match="a batch of 8 does not fit, and one of 3 did: draw fewer at a time"):
+    with pytest.raises(BackendError, match="of 8 does not fit, and one of 3 did: draw fewer at a time") as failed:
         backend.run({"x": x[:8]})
+    assert "guided samples count twice" in str(failed.value)
     backend.room = 0
     with pytest.raises(BackendError, match="not even one sample fits: free memory, or use a lower precision"):
         backend.run({"x": x[:1]})
