@@ -50,6 +50,8 @@ class Trivial:
 class Recording:
     """A backend that keeps what it is fed: how long an evaluation takes may depend on its numbers."""
 
+    loop = None  # a resident one would show no feeds
+
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.feeds: list[dict[str, np.ndarray]] = []
@@ -99,6 +101,7 @@ def _loop_ratio(bench: Bench) -> Interval:
     plan, run = sampler.plan("unipc", NFE), sampler.backend.run
     recording = Recording(sampler.backend)
     Sampler(recording, sampler.manifest).sample(1, plan=plan)  # type: ignore[arg-type]
+    assert len(recording.feeds) == plan.nfe
 
     def evaluations() -> None:
         for feeds in recording.feeds:

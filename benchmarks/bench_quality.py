@@ -39,5 +39,5 @@ def test_quality(spec: Spec, bench: Bench) -> None:
     confidence = judge.confidence(sampler.sample(count, plan=plan, seed=SEED, batch_size=BATCH))
     bench.note("quality", contender=spec.label, solver=spec.solver, steps=spec.steps, nfe=plan.nfe, figure=FIGURE,
                value=confidence.mean(), baseline=judge.real.top_probability, n=count,
-           samples=confidence.round(4).tolist())  # fmt: skip
+               samples=confidence.round(4).tolist())  # fmt: skip
     assert 0.5 < confidence.mean() <= 1
