@@ -86,10 +86,10 @@ def onnxruntime_profiler(model: bytes, shapes: Shapes, threads: int, *, seconds:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
-
-        from ddpm_deploy.backends.onnxruntime import spin_briefly
     except ImportError:
         return {"tool": tool, "reason": "onnxruntime is not installed; run pip install 'ddpm-deploy[cpu]'"}
+    from ddpm_deploy.backends.onnxruntime import spin_briefly
+
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

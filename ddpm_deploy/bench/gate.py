@@ -73,12 +73,13 @@ class Pair:
 class Change:
     """What became of one row, or of a contender over its groups.
 
-    ratio: of its time over the anchor's, new over old; above 1 it is slower. reason: of a verdict without a ratio.
+    anchors: the peers that it was compared with. ratio: of its time over theirs, new over old; above 1 it is slower.
+    reason: of a verdict without a ratio.
     """
 
     row: str
     verdict: str
-    anchor: str | None = None
+    anchors: tuple[str, ...] = ()
     ratio: Interval | None = None
     reason: str = ""
 
@@ -195,7 +196,7 @@ def _judge(pairs: Sequence[Pair], unrest: float, tolerance: float) -> dict[str, 
         sampled = pooled([pair.change for pair in few])
         ratio = LogRatio(sampled.value, sampled.variance + 2 * unrest).interval(width)
         anchors = dict.fromkeys(anchor for pair in few for anchor in pair.anchors)
-        judged[name] = Change(name, verdict_of(ratio, tolerance), "; ".join(anchors), ratio)
+        judged[name] = Change(name, verdict_of(ratio, tolerance), tuple(anchors), ratio)
     return judged
 
 

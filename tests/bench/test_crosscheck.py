@@ -72,6 +72,12 @@ def test_tool_that_is_missing_is_a_reason(model: bytes, monkeypatch: pytest.Monk
     assert "trtexec is not on PATH" in trtexec(model, SHAPES)["reason"]
 
 
+def test_fault_of_our_own_is_not_taken_for_a_missing_tool(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ddpm_deploy.backends.onnxruntime", None)
+    with pytest.raises(ImportError, match="ddpm_deploy"):
+        onnxruntime_profiler(model, SHAPES, 1)
+
+
 def test_tool_that_fails_is_a_reason_with_its_last_words() -> None:
     check = openvino_benchmark_app(b"not a model", SHAPES, 1, seconds=1)
     assert check.keys() == {"tool", "reason"}

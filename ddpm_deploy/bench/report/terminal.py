@@ -50,14 +50,13 @@ def _place(change: Change) -> int:
 
 
 def _what(change: Change) -> str:
-    details = change.reason or (f"against {_peers(change.anchor)}" if change.anchor else "")
+    details = change.reason or (f"against {_peers(change.anchors)}" if change.anchors else "")
     return printable(f"{change.row}{f' ({details})' if details else ''}")
 
 
-def _peers(anchor: str) -> str:
+def _peers(names: Sequence[str]) -> str:
     """A single peer by its name, several by their number."""
-    names = anchor.split("; ")
-    return anchor if len(names) == 1 else f"the mean of {len(names)} peers"
+    return names[0] if len(names) == 1 else f"the mean of {len(names)} peers"
 
 
 def _deviation(ratio: Interval | None) -> str:
