@@ -28,6 +28,7 @@ from ddpm_deploy.shapes.judge import TEST_COUNT, SceneJudge, Verdict
 from ddpm_deploy.shapes.scene import HELD_OUT, draw_scenes
 
 BATCH_SIZE = 50
+PRESET = "shapes"
 PROMPT_SEED = 7  # of scenes to ask for: not those of the training
 SPLITS = {"training": "seen in training", "held-out": "held out"}
 LICENCE = "Apache-2.0"
@@ -59,7 +60,7 @@ def main() -> None:
     args = parse()
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
-    bundle = args.bundle or train(out, args.preset, args.steps, args.threads)
+    bundle = args.bundle or train(out, args.preset or PRESET, args.steps, args.threads)
     command("sample", bundle, "--prompt", SHOWN[1], "--guidance", "4", "--out", out / "prompt.png", "--num", 8,
             "--threads", args.threads)  # fmt: skip
 
@@ -82,14 +83,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="folder for everything")
     parser.add_argument("--bundle", help="a bundle to judge instead of training one; 'shapes' is the package's own")
-    parser.add_argument("--preset", default="shapes", help="preset of the trainer")
+    parser.add_argument("--preset", help=f"preset of the trainer; default: {PRESET}")
     parser.add_argument("--num", type=int, default=500, help="prompts of each kind")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="weights of guidance")
     parser.add_argument("--steps", type=int, help="of training; default: the preset's")
     parser.add_argument("--threads", type=int, default=2, help="of torch and of the runtime")
     parser.add_argument("--install", nargs="?", const=default_bundle("shapes"), type=Path, metavar="FOLDER",
                         help="put the bundle there; without a folder: into the package, as its own")  # fmt: skip
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name in ("preset", "steps"):
+        if args.bundle is not None and getattr(args, name) is not None:
+            parser.error(f"--{name}: is of the training, which --bundle takes the place of; leave one of them out")
+    return args
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

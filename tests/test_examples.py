@@ -45,6 +45,13 @@ def smooth_network(x, t):
     return 0.9 * np.sin(x + t / 700) + 0.1 * x
 
 
+@pytest.mark.parametrize("words", [("--preset", "shapes"), ("--steps", "100")])
+def test_a_bundle_to_judge_takes_no_words_about_training(example, monkeypatch, capsys, words):
+    with pytest.raises(SystemExit):
+        run(example("shapes_demo"), monkeypatch, "--bundle", "shapes", *words)
+    assert f"{words[0]}: is of the training" in capsys.readouterr().err
+
+
 # -- ddpm_by_hand -----------------------------------------------------------------------------------------------------
 
 
