@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_deploy.backends.base import device_index
-from ddpm_deploy.backends.tensorrt.device import visible_uuids
+from ddpm_deploy.backends.cuda.gpus import visible_uuids
 from ddpm_deploy.bench.machine import UNKNOWN, run_quietly
 
 FIELDS = {  # by nvidia-smi's names; clocks in MHz, memory in MiB, power in W

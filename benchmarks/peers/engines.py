@@ -13,8 +13,8 @@ from benchmarks.peers.base import PeerUnavailable, Setting, Step, require_packag
 from benchmarks.peers.plain import plain_export
 from benchmarks.peers.torch_networks import over_arrays
 from ddpm_deploy.backends.base import device_index
+from ddpm_deploy.backends.cuda.gpus import find_gpu
 from ddpm_deploy.backends.tensorrt.adapter import ALWAYS_STRONG, Adapter, Session, open_adapter, said
-from ddpm_deploy.backends.tensorrt.device import find_gpu
 from ddpm_deploy.backends.tensorrt.settings import TENSORRT, TENSORRT_RTX
 from ddpm_deploy.backends.tensorrt.status import why_not_run
 from ddpm_deploy.bundle import Bundle

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_deploy.backends.base import usable_cpus
-from ddpm_deploy.backends.tensorrt.device import visible_uuids
+from ddpm_deploy.backends.cuda.gpus import visible_uuids
 from ddpm_deploy.doctor import cpu_flags
 
 CPUINFO = Path("/proc/cpuinfo")

@@ -13,10 +13,10 @@ import fake_tensorrt as fake
 import pytest
 
 from ddpm_deploy import doctor
+from ddpm_deploy.backends.cuda.gpus import query, query_uuids
 from ddpm_deploy.backends.tensorrt import BuildSettings, EngineCache, Gpu, build_engine, engine_key, open_adapter
 from ddpm_deploy.backends.tensorrt import builder as builder_module
 from ddpm_deploy.backends.tensorrt.adapter import LOG_NAME
-from ddpm_deploy.backends.tensorrt.device import query, query_uuids
 from ddpm_deploy.backends.tensorrt.engines import make_builder
 from ddpm_deploy.backends.tensorrt.status import statuses
 from ddpm_deploy.backends.tensorrt.timing import TimingFile
@@ -348,7 +348,7 @@ class FakeCuda:
 
 def test_gpu_is_found_through_the_drivers_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     version = tmp_path / "version"
-    monkeypatch.setattr("ddpm_deploy.backends.tensorrt.device.DRIVER_FILE", version)
+    monkeypatch.setattr("ddpm_deploy.backends.cuda.gpus.DRIVER_FILE", version)
     assert query(FakeCuda()) == Gpu("NVIDIA H100", "9.0", "CUDA 13.2")
     version.write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\nGCC version:\n"

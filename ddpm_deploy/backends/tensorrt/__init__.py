@@ -3,10 +3,10 @@
 Needs neither torch nor onnx. Its use is described in docs/tensorrt.md.
 """
 
+from ddpm_deploy.backends.cuda.gpus import Gpu, find_gpu
 from ddpm_deploy.backends.tensorrt.adapter import Adapter, open_adapter
 from ddpm_deploy.backends.tensorrt.builder import BuiltEngine, build_engine
 from ddpm_deploy.backends.tensorrt.cache import EngineCache, load_engine
-from ddpm_deploy.backends.tensorrt.device import Gpu, find_gpu
 from ddpm_deploy.backends.tensorrt.engines import engine_key, ensure_engine, make_builder
 from ddpm_deploy.backends.tensorrt.record import EngineKey, EngineRecord
 from ddpm_deploy.backends.tensorrt.settings import BuildSettings

@@ -18,11 +18,11 @@ import numpy as np
 
 from ddpm_deploy.backends.base import REMEDIES, Availability, GuardedBackend, device_index
 from ddpm_deploy.backends.cuda import LOOP_OPTIONS, Device, Evaluator, checked_buckets, driver, open_loop
+from ddpm_deploy.backends.cuda.gpus import Gpu, find_gpu
 from ddpm_deploy.backends.cuda.tensorrt_evaluator import TensorRtEvaluator
 from ddpm_deploy.backends.tensorrt.adapter import Adapter, open_adapter
 from ddpm_deploy.backends.tensorrt.builder import build_engine
 from ddpm_deploy.backends.tensorrt.cache import EngineCache, load_engine
-from ddpm_deploy.backends.tensorrt.device import Gpu, find_gpu
 from ddpm_deploy.backends.tensorrt.engines import engine_key, ensure_engine, make_builder
 from ddpm_deploy.backends.tensorrt.execution import Engine
 from ddpm_deploy.backends.tensorrt.host import HostRunner

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddpm_deploy.backends.base import one_line
+from ddpm_deploy.backends.cuda.gpus import find_gpu
 from ddpm_deploy.backends.tensorrt.adapter import Adapter, Session
-from ddpm_deploy.backends.tensorrt.device import find_gpu
 from ddpm_deploy.backends.tensorrt.network import (
     LayerTypes,
     check_engine_precision,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from ddpm_deploy.backends.cuda.gpus import Gpu
 from ddpm_deploy.backends.external import open_whole
 from ddpm_deploy.backends.tensorrt.adapter import Adapter, no_gpu
 from ddpm_deploy.backends.tensorrt.builder import build_engine
 from ddpm_deploy.backends.tensorrt.cache import Built, EngineCache
-from ddpm_deploy.backends.tensorrt.device import Gpu
 from ddpm_deploy.backends.tensorrt.lock import build_lock
 from ddpm_deploy.backends.tensorrt.profiles import relevant
 from ddpm_deploy.backends.tensorrt.record import EngineKey, EngineRecord

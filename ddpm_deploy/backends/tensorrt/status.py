@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ddpm_deploy.backends.cuda.gpus import Gpu, find_gpu
 from ddpm_deploy.backends.tensorrt.adapter import MODULES, open_adapter
-from ddpm_deploy.backends.tensorrt.device import Gpu, find_gpu
 from ddpm_deploy.backends.tensorrt.settings import CAPABILITIES, TENSORRT_RTX
 from ddpm_deploy.errors import BackendUnavailable
 
