@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddpm_deploy.backends import Backend, open_backend
-from ddpm_deploy.backends.base import describe
+from ddpm_deploy.backends.signature import describe
 from ddpm_deploy.bundle import Bundle, Condition, ModelFile, TensorSpec
 from ddpm_deploy.bundle.manifest import TORCH
 from ddpm_deploy.errors import BackendUnavailable, BundleError

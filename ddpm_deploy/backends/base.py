@@ -14,6 +14,7 @@ from weakref import WeakSet
 import numpy as np
 
 from ddpm_deploy.backends.memory import is_out_of_memory, way_out
+from ddpm_deploy.backends.signature import Feeds
 from ddpm_deploy.bundle import Bundle, TensorSpec
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 
@@ -152,9 +153,7 @@ class GuardedBackend(ABC):
         self._pid = os.getpid()
         self._fitted = 0  # the largest batch that has run
         _open.add(self)
-        self._expected = [(spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs]
-        self._names = {spec.name for spec in inputs}
-        self._required = self._names.difference(optional)
+        self._feeds = Feeds(self.name, inputs, optional)
 
     @abstractmethod
     def _evaluate(self, runtime: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -170,7 +169,7 @@ class GuardedBackend(ABC):
                 f"{self.name}: opened in process {self._pid}, used in its fork {os.getpid()}, where its threads "
                 "do not exist; open it in the child, or start children with the 'spawn' method"
             )
-        self._check(feeds)
+        self._feeds.check(feeds)
         try:
             outputs = self._evaluate(runtime, feeds)
         except Exception as error:
@@ -192,35 +191,6 @@ class GuardedBackend(ABC):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
-        if not self._required <= feeds.keys() <= self._names:
-            raise BackendError(f"{self.name}: feeds: received {_names(feeds)}, expected {self._described_inputs()}")
-        sizes: dict[str, int] = {}
-        for name, dtype, shape in self._expected:
-            if name not in feeds:
-                continue
-            array = feeds[name]
-            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(shape):
-                raise self._mismatch(name, array)
-            if array.size == 0:
-                raise self._mismatch(name, array, " with no axis empty")
-            for expected, size in zip(shape, array.shape, strict=True):
-                if size == expected:
-                    continue
-                if isinstance(expected, int):
-                    raise self._mismatch(name, array)
-                if sizes.setdefault(expected, size) != size:
-                    raise self._mismatch(name, array, f" with {expected} = {sizes[expected]} as in the inputs before")
-
-    def _described_inputs(self) -> str:
-        defaulted = self._names - self._required
-        return _names(self._required) + (f" (and may receive {_names(defaulted)})" if defaulted else "")
-
-    def _mismatch(self, name: str, array: Any, where: str = "") -> BackendError:
-        spec = next(spec for spec in self.inputs if spec.name == name)
-        received = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-        return BackendError(f"{self.name}: input {name!r}: received {received}, expected {describe(spec)}{where}")
-
 
 def _abandon_runtimes() -> None:
     """Keep runtimes alive for ever in a forked child: freeing one waits for its threads, which are not there."""
@@ -230,11 +200,6 @@ def _abandon_runtimes() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon_runtimes)
-
-
-def describe(spec: TensorSpec) -> str:
-    """Dtype and shape in one word, like `float32[B, 3, 32, 32]`."""
-    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
 
 
 def available_backends() -> dict[str, Availability]:
@@ -279,15 +244,6 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
-def check_signature(backend: str, kind: str, declared: Sequence[TensorSpec], actual: Sequence[TensorSpec]) -> None:
-    """Raise BackendError unless the loaded graph has the declared tensors; free axes may have any name."""
-    if _signature(declared) != _signature(actual):
-        raise BackendError(
-            f"{backend}: {kind} of the graph: received {_described(actual)}, expected {_described(declared)}; "
-            "the model file does not fit its manifest, export it again"
-        )
-
-
 def _batch(arrays: Mapping[str, np.ndarray]) -> int:
     first = next(iter(arrays.values()), None)
     return len(first) if first is not None and first.ndim else 1
@@ -330,15 +286,3 @@ def _availability(name: str) -> Availability:
 def _remedy(name: str, error: BaseException) -> str:
     """The command that installs what is missing, or replaces what is broken."""
     return (REMEDIES if isinstance(error, ModuleNotFoundError) else REINSTALLS)[name]
-
-
-def _names(names: Mapping[str, Any] | set[str]) -> str:
-    return ", ".join(sorted(map(str, names))) or "nothing"
-
-
-def _signature(specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    return {s.name: (s.dtype, [axis if isinstance(axis, int) else None for axis in s.shape]) for s in specs}
-
-
-def _described(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{spec.name} {describe(spec)}" for spec in specs)

@@ -19,7 +19,6 @@ from ddpm_deploy.backends.base import (
     Availability,
     Backend,
     GuardedBackend,
-    check_signature,
     device_index,
     one_line,
     usable_cpus,
@@ -27,6 +26,7 @@ from ddpm_deploy.backends.base import (
 from ddpm_deploy.backends.cuda import LOOP_OPTIONS, Device, Evaluator, open_loop
 from ddpm_deploy.backends.external import Weights, check_own_tensors, open_graph, refuse_external_data
 from ddpm_deploy.backends.mapped import spilled
+from ddpm_deploy.backends.signature import check_signature
 from ddpm_deploy.bundle import Bundle, ModelFile, TensorSpec
 from ddpm_deploy.errors import BackendError, BackendUnavailable
 

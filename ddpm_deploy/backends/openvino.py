@@ -16,12 +16,12 @@ from ddpm_deploy.backends.base import (
     Availability,
     Backend,
     GuardedBackend,
-    check_signature,
     one_line,
     usable_cpus,
 )
 from ddpm_deploy.backends.external import open_whole, refuse_external_data
 from ddpm_deploy.backends.per_batch import PerBatch, affordable
+from ddpm_deploy.backends.signature import check_signature
 from ddpm_deploy.bundle import Bundle, TensorSpec
 from ddpm_deploy.bundle.manifest import BATCH
 from ddpm_deploy.errors import BackendError, BackendUnavailable

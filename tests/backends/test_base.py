@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ddpm_deploy.backends import available_backends, open_backend
-from ddpm_deploy.backends.base import GuardedBackend, check_signature, device_index
+from ddpm_deploy.backends.base import GuardedBackend, device_index
+from ddpm_deploy.backends.signature import check_signature
 from ddpm_deploy.bundle import Bundle, TensorSpec
 from ddpm_deploy.errors import BackendError, BundleError
 

@@ -83,7 +83,7 @@ class TensorRtBackend(GuardedBackend):
         runtime: HostRunner | None = self._runtime
         if runtime is None:
             raise BackendError(f"{self.name}: the backend is closed; open it again")
-        self._check(feeds)
+        self._feeds.check(feeds)
         return runtime.layer_ms(feeds, calls)
 
     def close(self) -> None:

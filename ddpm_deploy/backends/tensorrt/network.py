@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddpm_deploy.backends.base import check_signature, one_line
+from ddpm_deploy.backends.base import one_line
 from ddpm_deploy.backends.external import refuse_external_data
+from ddpm_deploy.backends.signature import check_signature
 from ddpm_deploy.backends.tensorrt.adapter import Session
 from ddpm_deploy.bundle import TensorSpec
 from ddpm_deploy.errors import BackendError
