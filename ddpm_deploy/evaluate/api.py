@@ -179,7 +179,7 @@ class Evaluator:
         tell: Callable[[int], object],
     ) -> Study:
         found = studies.entries(sampler, lists.solvers, lists.spacings, lists.nfes, state, request, lambda: tell(0))
-        return Study(tuple(studies.run_trial(sampler, entry, judge, request, state, tell) for entry in found))
+        return Study(tuple(studies.run_trials(sampler, found, judge, request, state, tell)))
 
     def about(self, sampler: Sampler) -> dict[str, Any]:
         """Where the figures come from."""

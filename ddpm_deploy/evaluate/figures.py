@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ddpm_deploy.evaluate.data import RealData
 from ddpm_deploy.evaluate.features import Features, right
 from ddpm_deploy.evaluate.frechet import frechet_distance
-from ddpm_deploy.evaluate.jackknife import jackknife_error
+from ddpm_deploy.evaluate.jackknife import jackknife_error, paired_error
 from ddpm_deploy.evaluate.kernel import kernel_distance
 from ddpm_deploy.evaluate.manifold import nearest, precision_recall
 from ddpm_deploy.evaluate.sliced import sliced_distance
@@ -71,9 +71,13 @@ class Judge:
             self._accuracy(samples, asked),
         )
 
-    def distance(self, samples: Array) -> tuple[float, float]:
-        """The Fréchet distance alone, and its error."""
-        return _with_error(self._frechet, self.features.of(samples))
+    def distance(self, found: Array) -> tuple[float, float]:
+        """The Fréchet distance of samples whose features are given, and its error."""
+        return _with_error(self._frechet, found)
+
+    def difference_error(self, found: Array, other: Array) -> float:
+        """Of how much further one set is than another, both as features of samples from the same noise in turn."""
+        return paired_error(self._frechet, found, other)
 
     def baseline(self, count: int) -> Figures:
         """Of so many real samples that the model knows: what samples as good as real ones get.

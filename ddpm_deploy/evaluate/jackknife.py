@@ -21,6 +21,14 @@ def jackknife_error(figure: Callable[[Array], float], samples: Array, groups: in
     return leave_out_error(np.array([figure(samples[group != k]) for k in range(groups)]))
 
 
+def paired_error(figure: Callable[[Array], float], one: Array, other: Array, groups: int = GROUPS) -> float:
+    """Standard error of `figure(one) - figure(other)`, both (n, D), whose rows belong together."""
+    width = one.shape[1]
+    return jackknife_error(
+        lambda both: figure(both[:, :width]) - figure(both[:, width:]), np.hstack([one, other]), groups
+    )
+
+
 def leave_out_error(values: Array) -> float:
     """Standard error of a figure whose values with each group left out are given."""
     k = len(values)

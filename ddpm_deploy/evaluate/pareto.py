@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SIGMAS = 2.0
+MARGIN = 0.02  # of the full chain's distance: less is not worth an evaluation
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One plan that was tried. spacing: a name, "tuned", or "all" for the full chain. cost: seconds a sample."""
+    """One plan that was tried. spacing: a name, "tuned", or "all" for the full chain. seconds: of a sample.
+
+    apart_error: of how much further than the full chain it is, on the same noise; None where that is not known.
+    """
 
     solver: str
     spacing: str
@@ -20,6 +24,7 @@ class Trial:
     error: float
     seconds: float
     timesteps: tuple[float, ...] | None = None
+    apart_error: float | None = None
 
     @property
     def label(self) -> str:
@@ -37,7 +42,13 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def recommend(trials: Sequence[Trial], reference: Trial) -> Trial:
-    """The fewest evaluations whose distance is within two standard errors of the full chain's; else the best."""
-    limit = reference.distance + SIGMAS * reference.error
-    good = [trial for trial in pareto_front(trials) if trial.distance <= limit]
-    return good[0] if good else min(trials, key=lambda trial: trial.distance)
+    """The fewest evaluations that are no further than the full chain, but for `MARGIN` and two standard errors.
+
+    Those are of the difference where it is known, else of the full chain's distance alone.
+    """
+
+    def is_as_good(trial: Trial) -> bool:
+        error = reference.error if trial.apart_error is None else trial.apart_error
+        return trial.distance - reference.distance <= MARGIN * reference.distance + SIGMAS * error
+
+    return min(filter(is_as_good, trials), key=lambda trial: (trial.nfe, trial.distance))

@@ -18,7 +18,7 @@ from ddpm_deploy.bench.report.document import (
     Table,
 )  # fmt: skip
 from ddpm_deploy.evaluate import charts, figures
-from ddpm_deploy.evaluate.pareto import Trial
+from ddpm_deploy.evaluate.pareto import MARGIN, SIGMAS, Trial
 from ddpm_deploy.evaluate.record import Evaluation, Runtime, Study
 
 SAMPLE_COLUMNS = ("", "samples>", "Fréchet>", "kernel ×10³>", "sliced W>", "precision>", "recall>",
@@ -171,8 +171,10 @@ def _study(found: Evaluation) -> Section | None:
         Paragraph(_advice(study)),
         Figures((*panels, charts.against_time(study)), caption),
         front,
-        Paragraph(("Marked: the fewest evaluations within two standard errors of the full chain. A plan is on the "
-                   "front if none with as few evaluations is as near; times are medians over batches.",), small=True),
+        Paragraph((f"Marked: the fewest evaluations that are no further than the full chain, but for {MARGIN:.0%} and "
+                   f"{SIGMAS:g} standard errors of the difference on the same noise. A plan is on the front if none "
+                   "with as few evaluations is as near; neighbours there may differ by less than can be told. Times "
+                   "are medians over batches.",), small=True),
     ))  # fmt: skip
 
 

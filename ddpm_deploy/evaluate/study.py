@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddpm_deploy.bundle import Defaults
 from ddpm_deploy.evaluate.figures import Judge
@@ -24,6 +26,8 @@ MOST_TUNED = 16  # evaluations; beyond them spacings hardly differ
 SOLVERS = ("ddim", "dpmpp_2m", "unipc", "ddpm")
 CHOSEN_SPACINGS = ("trailing", "quadratic", "logsnr", TUNED)
 NFES = (4, 5, 6, 8, 10, 12, 20, 50)
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -96,18 +100,23 @@ def plan_at(sampler: Sampler, solver: str, timesteps: Sequence[float]) -> Plan:
     return sampler.plan(solver, timesteps=tuple(timesteps))
 
 
-def run_trial(sampler: Sampler, entry: Entry, judge: Judge, request: Request, state: State, tell: Tell) -> Trial:
-    """Draw, judge and time one plan."""
+def run_trials(
+    sampler: Sampler, tried: Iterable[Entry], judge: Judge, request: Request, state: State, tell: Tell
+) -> Iterator[Trial]:
+    """Draw, judge and time plans; the first is the full chain, which the others are compared with."""
     backend = sampler.backend
     runtime = f"{backend.name} {backend.precision} {backend.device}"
-    name = f"study {runtime} {entry.solver} {entry.spacing} {entry.plan.nfe}"
-    samples, seconds = draw(sampler, entry.plan, request, name, state, tell)
-    distance, error = judge.distance(samples)
-    timed = seconds[1:] if len(seconds) > 1 else seconds  # the first batch warms up
-    return Trial(
-        entry.solver, entry.spacing, entry.plan.nfe, entry.steps, distance, error, float(np.median(timed)),
-        entry.timesteps,
-    )  # fmt: skip
+    full: Array | None = None
+    for entry in tried:
+        name = f"study {runtime} {entry.solver} {entry.spacing} {entry.plan.nfe}"
+        samples, seconds = draw(sampler, entry.plan, request, name, state, tell)
+        found = judge.features.of(samples)
+        full = found if full is None else full
+        timed = seconds[1:] if len(seconds) > 1 else seconds  # the first batch warms up
+        yield Trial(
+            entry.solver, entry.spacing, entry.plan.nfe, entry.steps, *judge.distance(found),
+            float(np.median(timed)), entry.timesteps, judge.difference_error(found, full),
+        )  # fmt: skip
 
 
 def as_defaults(trial: Trial, own: Defaults) -> Defaults:

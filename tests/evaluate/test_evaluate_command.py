@@ -187,6 +187,8 @@ def test_the_study_recommends_a_plan_and_writes_it_into_the_bundle(evaluate, tmp
     study = measured(out)["study"]
     assert len(study["trials"]) == 9
     assert all(trial["seconds"] > 0 for trial in study["trials"])
+    assert study["trials"][0]["apart_error"] == 0
+    assert all(trial["apart_error"] > 0 for trial in study["trials"][1:])
     chosen, written = study["recommended"], read_bundle(bundle).manifest.defaults
     assert (written.solver, written.steps) == (chosen["solver"], chosen["steps"])
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ddpm_deploy.bundle import Defaults
+from ddpm_deploy.evaluate.jackknife import jackknife_error, paired_error
 from ddpm_deploy.evaluate.measure import Request
-from ddpm_deploy.evaluate.pareto import Trial, pareto_front, recommend
+from ddpm_deploy.evaluate.pareto import MARGIN, Trial, pareto_front, recommend
 from ddpm_deploy.evaluate.state import State
 from ddpm_deploy.evaluate.study import as_defaults, check_lists, entries
 
@@ -31,6 +32,28 @@ def test_the_advice_is_the_fewest_evaluations_within_two_errors_of_the_full_chai
     trials = [FULL, trial(4, 5), trial(8, 1.19), trial(12, 1.01), trial(20, 0.5)]
     assert recommend(trials, FULL).nfe == 8
     assert recommend([FULL, trial(8, 1.3), trial(12, 1.25)], FULL) is FULL
+
+
+def test_the_advice_rests_on_the_error_of_the_difference_where_that_is_known():
+    """The same noise is in both, so a plan may be surely worse although each distance is uncertain by as much."""
+    worse, alike = replace(trial(4, 1.15), apart_error=0.01), replace(trial(6, 1.03), apart_error=0.01)
+    assert recommend([FULL, worse, alike], FULL) is alike
+    assert recommend([FULL, replace(worse, apart_error=0.07), alike], FULL).nfe == 4
+    assert recommend([FULL, replace(alike, distance=1.0 + MARGIN / 2, apart_error=0.0)], FULL).nfe == 6
+
+
+def test_what_samples_of_the_same_noise_share_is_no_part_of_the_error_of_their_difference():
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(400, 2))
+    other = one + 0.01 * rng.normal(size=(400, 2))
+
+    def mean(values):
+        return float(values.mean())
+
+    apart, alone = (one - other).mean(axis=1), jackknife_error(mean, one)
+    assert paired_error(mean, one, other, 40) == pytest.approx(apart.std() / 20, rel=0.3)
+    assert paired_error(mean, one, other, 40) < 0.05 * alone
+    assert paired_error(mean, one, one) == 0
 
 
 def test_the_full_chain_comes_first_and_only_deterministic_plans_are_tuned(sampler):
