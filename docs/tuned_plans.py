@@ -25,7 +25,7 @@ from ddpm_deploy.bundle import default_bundle, read_bundle
 from ddpm_deploy.evaluate.data import RealData, conditions_for, open_data
 from ddpm_deploy.evaluate.features import Features, open_features
 from ddpm_deploy.evaluate.frechet import frechet_distance
-from ddpm_deploy.evaluate.jackknife import jackknife_error
+from ddpm_deploy.evaluate.jackknife import paired_error
 from ddpm_deploy.evaluate.measure import Request, draw
 from ddpm_deploy.evaluate.state import State
 from ddpm_deploy.evaluate.study import TUNED
@@ -72,8 +72,8 @@ class Difference:
 
     @property
     def sigmas(self) -> float:
-        """How many errors the tuned one is better by."""
-        return (self.best - self.tuned) / self.error
+        """How many errors the tuned one is better by; none where it is the best hand-made one."""
+        return (self.best - self.tuned) / self.error if self.error else 0.0
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,7 @@ def compared(values: Mapping[str, Array], figure: Callable[[Array], float]) -> D
     """values: (n, D) of each plan, sample by sample."""
     found = {name: figure(each) for name, each in values.items()}
     rival = min((name for name in found if name != TUNED), key=lambda name: found[name])
-    width = values[TUNED].shape[1]
-
-    def apart(both: Array) -> float:
-        return figure(both[:, :width]) - figure(both[:, width:])
-
-    error = jackknife_error(apart, np.hstack([values[TUNED], values[rival]]), GROUPS)
+    error = paired_error(figure, values[TUNED], values[rival], GROUPS)
     return Difference(found[TUNED], found[rival], rival, error)
 
 
