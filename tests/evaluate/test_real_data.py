@@ -85,7 +85,9 @@ def test_shapes_are_scenes_of_8_bits_with_their_captions_and_facts():
     assert all(colours)
 
 
-def test_captions_become_the_tokens_of_the_models_own_tokenizer():
+def test_captions_become_the_tokens_of_the_models_own_tokenizer(monkeypatch):
+    monkeypatch.setattr("ddpm_deploy.evaluate.data.SHAPES_KNOWN", 5)
+    monkeypatch.setattr("ddpm_deploy.evaluate.data.SHAPES_HELD_OUT", 5)
     manifest = read_bundle(default_bundle("shapes")).manifest
     backwards = Tokenizer(manifest.tokenizer.vocabulary[::-1], manifest.tokenizer.length)
     own, other = (open_data("shapes", model, most=5).known.conditions["tokens"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,12 +79,20 @@ def test_tuned_timesteps_are_kept_by_the_state(sampler, tmp_path):
     assert not calls
 
 
-def test_plans_are_tuned_under_the_interval_of_guidance(sampler):
-    def tuned(interval):
-        request = replace(REQUEST, guidance=6.0, interval=interval)
-        return list(entries(sampler, ["ddim"], ["tuned"], [3], State(None), request))[1].timesteps
+def test_plans_are_tuned_under_the_interval_of_guidance(sampler, monkeypatch):
+    drawn = []
 
-    assert tuned((0, 300)) != tuned(None)
+    def chosen(teacher, nfe, solver):
+        drawn.append(teacher.draw(sampler.plan(solver, nfe)))
+        return SimpleNamespace(timesteps=(999.0, 500.0, 1.0))
+
+    monkeypatch.setattr("ddpm_deploy.evaluate.study.choose_timesteps", chosen)
+    for interval in ((0, 300), None, (0, 999)):
+        request = replace(REQUEST, guidance=6.0, interval=interval)
+        list(entries(sampler, ["ddim"], ["tuned"], [3], State(None), request))
+    inside, everywhere, again = drawn
+    assert np.abs(inside - everywhere).max() > 0.1
+    assert np.array_equal(everywhere, again)
 
 
 def test_a_trial_becomes_the_defaults_of_a_bundle():
