@@ -4,7 +4,8 @@ Poisson arrivals of 4, 12 and 50 steps, each as often, in an open loop. In time 
 as the same request alone; a contender holds a rate where 99 % of the requests are. In-flight batching stands beside one
 request after another and beside whole requests in batches, on the same sampler, with the same arrivals.
 
-A quick run has the digits model, one trace, in process: half a minute. A full one has three traces, HTTP, and LitServe.
+A quick run, of this file alone, has the digits model, one trace, in process: a minute. A full one has three traces,
+HTTP, and LitServe.
 Of large networks a search would take hours, so only the targets are tried, in full runs.
 """
 
@@ -34,8 +35,10 @@ SHORT_AT = (0.5, 0.7)  # of the ceiling
 
 
 @pytest.fixture
-def study(bench: Bench) -> Iterator[Study]:
+def study(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Study]:
     """The sampler, measured once and checked against the reference."""
+    if not bench.options.full and not any(Path(__file__).stem in word for word in request.config.args):
+        bench.leave_out("serving", "takes a minute; run pytest benchmarks/bench_serving.py, or --full")
     if not bench.options.own(BACKEND):
         bench.leave_out("serving", f"--backends leaves {BACKEND} out")
     if bench.options.model != "digits" and not bench.options.full:
