@@ -51,9 +51,11 @@ def guided_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on captioned shapes of two steps with a tiny network, exported with every graph."""
     from dataclasses import replace
+    from functools import partial
 
     from ddpm_deploy.export import Options, export_run
     from ddpm_deploy.model import UNetConfig
+    from ddpm_deploy.shapes.reading import teach
     from ddpm_deploy.train.api import run_trainer
     from ddpm_deploy.train.presets import PRESETS
     from ddpm_deploy.train.setup import new_run
@@ -62,7 +64,9 @@ def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reading = {"text_channels": 16, "pooled_channels": 16, "patch": 4, "attention_head_dim": 8}
     preset = replace(PRESETS["shapes"], network=UNetConfig(**{**TINY_CONFIG, **reading}), T=100)
     quick = {"steps": 2, "batch_size": 8, "checkpoint_every": 2, "sample_every": 2, "sample_count": 4, "log_every": 1}
-    network, data, description = new_run(folder / "run", preset, {**quick, "tensorboard": False})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ddpm_deploy.train.captioned.teach", partial(teach, steps=2))
+        network, data, description = new_run(folder / "run", preset, {**quick, "tensorboard": False})
     run_trainer(network, data, description, folder / "run", cpu=True)
     options = Options(targets=("onnxruntime-cpu", "tensorrt"), parity_timesteps=5)
     return export_run(folder / "run", folder / "bundle", options=options).root

@@ -158,7 +158,7 @@ def test_when_the_last_device_is_lost_nobody_is_left_waiting(sampler: Sampler) -
 
 
 def test_a_defect_of_ours_reaches_the_caller(sampler: Sampler, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    monkeypatch.setattr(NumpyBackend, "_check", lambda self, feeds: [][0])
+    monkeypatch.setattr(NumpyBackend, "run", lambda self, feeds: [][0])
     with Engine(sampler) as engine:
         with pytest.raises(IndexError):
             engine.submit(steps=3).result(PATIENCE_S)
