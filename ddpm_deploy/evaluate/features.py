@@ -43,8 +43,7 @@ class Features:
 
     def of(self, samples: Array) -> Array:
         """(n, D) float64, computed in batches."""
-        parts = [self.compute(samples[i : i + BATCH]) for i in range(0, len(samples), BATCH)]
-        return np.concatenate(parts).astype(np.float64)
+        return _in_batches(self.compute, samples)
 
 
 def open_features(data: RealData, file: Path | None = None, seed: int = 0) -> Features:
@@ -69,16 +68,22 @@ def _classifier(data: RealData, seed: int) -> Features | None:
 
 
 def judge_of_scenes(data: RealData, seed: int = 0) -> Features:
-    """The last hidden layer of the judge of rendered shapes, which is trained here on scenes of all combinations."""
+    """The last hidden layer of the judge of rendered shapes, which is trained here on scenes of all combinations.
+
+    All features are divided by one number, so that their mean variance over the known samples is 1: nothing else holds
+    the scale of that layer, and distances depend on it.
+    """
     from ddpm_deploy.shapes.judge import BATCH as SCENES  # needs torch
     from ddpm_deploy.shapes.judge import SceneJudge
 
     judge, held = SceneJudge(seed, SCENE_STEPS), data.held_out
+    raw = _in_batches(judge.features, data.known.x)
+    spread = float(np.sqrt(raw.var(axis=0).mean()))
     accuracy = None if held.facts is None else right(judge.read(held.x), held.facts)
-    size = judge.features(held.x[:1]).shape[1]
     about = f"{SCENE_STEPS * SCENES} scenes{_sure(accuracy)}"
-    name = f"{size} features of a classifier trained here on rendered shapes ({about})"
-    return Features(name, judge.features, judge.read, accuracy)
+    size = raw.shape[1]
+    name = f"{size} features of a classifier trained here on rendered shapes ({about}), scaled to mean variance 1"
+    return Features(name, lambda samples: judge.features(samples) / spread, judge.read, accuracy)
 
 
 def train_classifier(data: RealData, seed: int = 0) -> Features:
@@ -184,6 +189,11 @@ def _rgb(samples: Array, size: tuple[int, int] | None) -> Array:
         pictures = [Image.fromarray(np.moveaxis(p, 0, -1)).resize(size[::-1], Image.Resampling.BICUBIC) for p in pixels]
         pixels = np.stack([np.moveaxis(np.asarray(picture), -1, 0) for picture in pictures])
     return pixels.astype(np.float32)
+
+
+def _in_batches(compute: Callable[[Array], Array], samples: Array) -> Array:
+    parts = [compute(samples[i : i + BATCH]) for i in range(0, len(samples), BATCH)]
+    return np.concatenate(parts).astype(np.float64)
 
 
 def _flat(samples: Array) -> Array:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from ddpm_deploy.evaluate.data import RealData, Samples
+from ddpm_deploy.bundle import default_bundle, read_bundle
+from ddpm_deploy.evaluate.data import RealData, Samples, open_data
 from ddpm_deploy.evaluate.features import load_features, open_features, principal_components
 
 RNG = np.random.default_rng(0)
@@ -83,6 +84,14 @@ def test_a_file_brings_the_features_and_the_classifier_still_judges(digits, torc
     features = open_features(digits, torchscript)
     assert features.name.startswith("colour.pt, sha256")
     assert features.accuracy > 0.95
+
+
+def test_features_of_shapes_have_a_mean_variance_of_1_and_say_so(monkeypatch):
+    monkeypatch.setattr("ddpm_deploy.evaluate.features.SCENE_STEPS", 40)
+    shapes = open_data("shapes", read_bundle(default_bundle("shapes")).manifest, most=500)
+    features = open_features(shapes)
+    assert features.of(shapes.known.x).var(axis=0).mean() == pytest.approx(1)
+    assert features.name.endswith("scaled to mean variance 1")
 
 
 def test_samples_without_labels_are_compared_by_where_the_known_ones_vary_most():
