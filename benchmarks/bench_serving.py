@@ -2,7 +2,7 @@
 
 Poisson arrivals of 4, 12 and 50 steps, each as often, in an open loop. In time is what takes at most ten times as long
 as the same request alone; a contender holds a rate where 99 % of the requests are. In-flight batching stands beside one
-request after another and beside whole requests in batches, on the same sampler, with the same arrivals.
+request after another and beside whole requests in batches, on the same samplers, with the same arrivals.
 
 A quick run, of this file alone, has the digits model, one trace, in process: a minute. A full one has three traces,
 HTTP, and LitServe.
@@ -11,8 +11,8 @@ Of large networks a search would take hours, so only the targets are tried, in f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from benchmarks.serving.over_http import Http
 from benchmarks.serving.pace import Pace, engine_steps, measure_pace
 from benchmarks.serving.study import FULL, QUICK, Study
 from benchmarks.subjects import parity_in_words
+from ddpm_deploy import Sampler
 from ddpm_deploy.bench.record import OWN
+from ddpm_deploy.serve import open_streams
 
 BACKEND = "onnxruntime"
 BATCHES, BATCHES_QUICK, BATCHES_SLOW = (1, 2, 4, 8, 12, 16, 20, 24, 32), (1, 8, 16, 24, 32), (1, 2, 4, 8)
@@ -36,7 +38,7 @@ SHORT_AT = (0.5, 0.7)  # of the ceiling
 
 @pytest.fixture
 def study(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Study]:
-    """The sampler, measured once and checked against the reference."""
+    """The samplers, measured once and checked against the reference."""
     if not bench.options.full and not any(Path(__file__).stem in word for word in request.config.args):
         bench.leave_out("serving", "takes a minute; run pytest benchmarks/bench_serving.py, or --full")
     if not bench.options.own(BACKEND):
@@ -44,33 +46,43 @@ def study(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Study]:
     if bench.options.model != "digits" and not bench.options.full:
         bench.leave_out("serving", "takes minutes on a large network; only with --full")
     bench.made_once("serving parity", lambda: parity_in_words(BACKEND, OWN, bench))
-    sampler = bench.sampler(BACKEND, "fp32")
+    streams = bench.opened("serving streams", lambda: Streams(bench), keep=True).samplers
+    ways = [(bench.sampler(BACKEND, "fp32"),), streams] if len(streams) > 1 else [streams]
     scale = FULL if bench.options.full else QUICK
-    pace: Pace = bench.made_once("serving pace", lambda: _pace(bench, scale.traces / 3))
-    step_s = bench.made_once("serving steps", lambda: engine_steps(sampler))
-    study = Study(sampler, pace, scale, partial(bench.note, "serving"), step_s)
+    paces = [bench.made_once(f"pace of {len(way)}", partial(_pace, bench, way, scale.traces / 3)) for way in ways]
+    step_s = bench.made_once("serving steps", lambda: engine_steps(streams))
+    study = Study(ways[-1], dict(zip(ways, paces, strict=True)), scale, partial(bench.note, "serving"), step_s)
     if not bench.sections.get("serving"):
         study.say_pace()
-        for kind, seconds in zip(MIX, pace.alone_s, strict=True):
+        for kind, seconds in zip(MIX, study.alone_s, strict=True):
             bench.note("serving_alone", solver=kind.solver, steps=kind.steps, alone_s=seconds)
         for batch, seconds in step_s.items():
-            bench.note("serving_steps", batch=batch, step_s=seconds)
+            bench.note("serving_steps", batch=batch, step_s=seconds, streams=len(streams))
     yield study
     for name, trials in study.trials.items():
         for trial in trials:
             bench.note("serving_trials", contender=name, **trial.facts())
 
 
-def _pace(bench: Bench, budget_s: float) -> Pace:
-    sampler = bench.sampler(BACKEND, "fp32")
-    first = measure_pace(sampler, (1,), 0.1)
+class Streams:
+    """Samplers side by side, as the service opens them."""
+
+    def __init__(self, bench: Bench) -> None:
+        with ExitStack() as stack:
+            opening = open_streams(bench.model.bundle, backend=BACKEND, threads=bench.options.threads)
+            self.samplers = tuple(stack.enter_context(opening))
+            self.close = stack.pop_all().close
+
+
+def _pace(bench: Bench, samplers: Sequence[Sampler], budget_s: float) -> Pace:
+    first = measure_pace(samplers, (1,), 0.1)
     usual = BATCHES if bench.options.full else BATCHES_QUICK
-    return measure_pace(sampler, BATCHES_SLOW if sum(first.alone_s) > SLOW_S else usual, budget_s)
+    return measure_pace(samplers, BATCHES_SLOW if sum(first.alone_s) > SLOW_S else usual, budget_s)
 
 
 def is_slow(study: Study) -> bool:
     """Whether a search would take hours."""
-    return sum(study.pace.alone_s) > SLOW_S
+    return sum(study.alone_s) > SLOW_S
 
 
 def test_goodput(study: Study, bench: Bench) -> None:

@@ -30,8 +30,8 @@ STEPS = tuple(kind.steps for kind in MIX)
 RATES = (10.0, 100.0, 1000.0, 10_000.0, 1_000_000.0)
 LOADS = (0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 FLEETS = (1, 4, 40)
-PER_MACHINE, AT_LEAST, AT_MOST = 800, 12_000, 40_000  # simulated requests; with fewer a fleet would not fill
-SIMULATED = 40  # machines; of more, each sees what it sees among these (Mitzenmacher 2001)
+PER_MACHINE, AT_LEAST, AT_MOST = 2000, 20_000, 200_000  # simulated requests; with fewer a fleet would not fill
+SIMULATED = 100  # machines; of more, each sees what it sees among these (Mitzenmacher 2001)
 FULL = 0.9  # what no machine is loaded beyond: so near its end, a simulation of some seconds says too little
 CLOSE = 0.02  # of a machine's most, how near the search for a load comes
 
@@ -100,11 +100,16 @@ def advice(pace: Pace, steps: Sequence[int], rates: Sequence[float], price_per_h
     most = pace.rows_per_s / float(np.mean(steps))
     mix = ", ".join(map(str, steps))
     return (
-        f"{what}: a call lasts {1e3 * pace.step_s[1]:.3g} ms for one sample and {1e3 * pace.step_s[-1]:.3g} ms for "
-        f"{pace.widest}; so a machine draws at most {number(most)} requests a second of {mix} steps, each as often. "
+        f"{what}, {in_words(pace.streams)}: a call lasts {1e3 * pace.step_s[1]:.3g} ms for one sample and "
+        f"{1e3 * pace.step_s[-1]:.3g} ms for {pace.widest}; so a machine draws at most {number(most)} requests a "
+        f"second of {mix} steps, each as often. "
         f"The smallest fleets of which 99 % of the requests take at most {LIMIT:g} times as long as alone:\n\n"
         + table(pace, steps, rates, price_per_hour)
     )
+
+
+def in_words(streams: int) -> str:
+    return f"{streams} streams" if streams > 1 else "one stream"
 
 
 def plot(pace: Pace, steps: Sequence[int], path: Path) -> None:
@@ -131,19 +136,21 @@ def pace_of(folder: Path) -> tuple[Pace, str]:
     report = read_report(folder)
     seconds = {int(fact["batch"]): float(fact["step_s"]) for fact in report.sections.get(STEP_SECTION, ())}
     alone = {int(fact["steps"]): float(fact["alone_s"]) for fact in report.sections.get(ALONE_SECTION, ())}
+    streams = max((int(fact.get("streams", 1)) for fact in report.sections.get(STEP_SECTION, ())), default=1)
     if not seconds:
         raise ValueError(f"{folder}: has no section {STEP_SECTION}; run pytest benchmarks/bench_serving.py first")
-    return Pace.between(seconds, alone), f"{report.model['name']} on {device_in_words(report.machine)}"
+    return Pace.between(seconds, alone, streams), f"{report.model['name']} on {device_in_words(report.machine)}"
 
 
 def measured() -> tuple[Pace, str]:
     """The step times of the digits model in an engine here."""
     from benchmarks.serving.pace import engine_steps, measure_pace
-    from ddpm_deploy import Sampler
+    from ddpm_deploy.serve import open_streams
 
-    with Sampler.load() as sampler:
-        alone = dict(zip(STEPS, measure_pace(sampler, (1,)).alone_s, strict=True))
-        return Pace.between(engine_steps(sampler), alone), f"{sampler.manifest.model.name}, here"
+    with open_streams() as samplers:
+        alone = dict(zip(STEPS, measure_pace(samplers, (1,)).alone_s, strict=True))
+        pace = Pace.between(engine_steps(samplers), alone, len(samplers))
+        return pace, f"{samplers[0].manifest.model.name}, here"
 
 
 def numbers(text: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Three ways to serve requests on one sampler: in flight, whole requests in batches, and one after another."""
+"""Three ways to serve requests on samplers: in flight, whole requests in batches, and one after another."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class InFlight:
 
     name = IN_FLIGHT
 
-    def __init__(self, sampler: Sampler, capacity: int = 4096) -> None:
-        self._engine = Engine(sampler, capacity=capacity)
+    def __init__(self, samplers: Sequence[Sampler], capacity: int = 4096) -> None:
+        self._engine = Engine(samplers, capacity=capacity)
         self._engine.warmup()
 
     def submit(self, kind: Kind, seed: int) -> Answer:
@@ -53,23 +53,28 @@ class InFlight:
 class Batches:
     """Draws whole requests in batches of one plan, as a dynamic batcher in front of a sampler does.
 
-    When the sampler is free, the plan whose turn it is gets all its waiting requests drawn, at most `widest`. Batches
+    When a sampler is free, the plan whose turn it is gets all its waiting requests drawn, at most `widest`. Batches
     of one plan are the stronger kind: padded to the longest plan, 4 steps would cost and take what 50 do. Nor does it
     help to wait for a batch to fill: while one is drawn the next one gathers. turn: which plan is next, by the arrival
     and the kind of its first request.
     """
 
     def __init__(
-        self, sampler: Sampler, name: str, widest: int, turn: Callable[[float, Kind], float] = lambda at, kind: at
+        self,
+        samplers: Sequence[Sampler],
+        name: str,
+        widest: int,
+        turn: Callable[[float, Kind], float] = lambda at, kind: at,
     ) -> None:
         self.name = name
-        self._sampler, self._widest, self._turn = sampler, widest, turn
-        self._plans = {kind: sampler.plan(kind.solver, kind.steps) for kind in MIX}
+        self._widest, self._turn = widest, turn
+        self._plans = {kind: samplers[0].plan(kind.solver, kind.steps) for kind in MIX}
         self._queues: dict[Kind, deque[Waiting]] = {kind: deque() for kind in MIX}
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._work, args=(s,), name=name, daemon=True) for s in samplers]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, kind: Kind, seed: int) -> Answer:
         """Ask for one picture."""
@@ -82,14 +87,15 @@ class Batches:
     def close(self) -> None:
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self) -> None:
+    def _work(self, sampler: Sampler) -> None:
         while batch := self._next_batch():
             batch = [waiting for waiting in batch if waiting[0].set_running_or_notify_cancel()]
             if batch:
-                self._draw(batch)
+                self._draw(sampler, batch)
 
     def _next_batch(self) -> list[Waiting]:
         """Wait for requests; none when closed."""
@@ -101,11 +107,11 @@ class Batches:
             queue = self._queues[first[1]]
             return [queue.popleft() for _ in range(min(len(queue), self._widest))]
 
-    def _draw(self, batch: Sequence[Waiting]) -> None:
-        shape = self._sampler.manifest.sample_shape
+    def _draw(self, sampler: Sampler, batch: Sequence[Waiting]) -> None:
+        shape = sampler.manifest.sample_shape
         x_T = np.concatenate([initial_noise(seed, [0], shape) for _, _, seed, _ in batch])
         try:
-            samples = self._sampler.sample(x_T=x_T, plan=self._plans[batch[0][1]], batch_size=len(batch))
+            samples = sampler.sample(x_T=x_T, plan=self._plans[batch[0][1]], batch_size=len(batch))
         except Exception as error:
             for future, *_ in batch:
                 future.set_exception(error)
@@ -116,18 +122,18 @@ class Batches:
 
 def one_by_one(sampler: Sampler) -> Batches:
     """Each request alone, in the order of arrival."""
-    return Batches(sampler, ONE_BY_ONE, 1)
+    return Batches([sampler], ONE_BY_ONE, 1)
 
 
-def oldest_first(sampler: Sampler, widest: int) -> Batches:
+def oldest_first(samplers: Sequence[Sampler], widest: int) -> Batches:
     """Whole requests; the plan that has waited longest is next, as in Triton's dynamic batcher."""
-    return Batches(sampler, f"{WHOLE}, oldest first", widest)
+    return Batches(samplers, f"{WHOLE}, oldest first", widest)
 
 
-def due_first(sampler: Sampler, widest: int, alone_s: Sequence[float]) -> Batches:
+def due_first(samplers: Sequence[Sampler], widest: int, alone_s: Sequence[float]) -> Batches:
     """Whole requests; the plan that must be answered first is next."""
     allowed = {kind: LIMIT * seconds for kind, seconds in zip(MIX, alone_s, strict=True)}
-    return Batches(sampler, f"{WHOLE}, due first", widest, lambda at, kind: at + allowed[kind])
+    return Batches(samplers, f"{WHOLE}, due first", widest, lambda at, kind: at + allowed[kind])
 
 
 def check_pictures(sampler: Sampler, contender: Contender, seeds: int = 4) -> None:

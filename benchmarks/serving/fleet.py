@@ -1,8 +1,9 @@
 """A fleet of engines, simulated event by event from the step times of one.
 
-A machine is the engine: each call takes the samples that are due first through one row, and lasts as long as it was
-measured to last for so many. A request goes to the machine that holds the fewest of two drawn at random (Mitzenmacher
-2001), as a balancer by least connections sends it. Left out: the network between machines, HTTP, failures, bursts.
+A machine is the engine with its streams: each call takes the samples that are due first through one row, and lasts as
+long as it was measured to last for so many. A request goes to the machine that holds the fewest of two drawn at random
+(Mitzenmacher 2001), as a balancer by least connections sends it, and to its emptiest stream. Left out: the network
+between machines, HTTP, failures, bursts.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ class Pace:
     """How long a call lasts. step_s: (widest + 1,) seconds by how many samples share it; the first is not used.
 
     alone: latency of a request in an idle machine by its steps, where it is known; else that of so many calls for one.
+    streams: of a machine, each of which makes calls that last so long while all do.
     """
 
     step_s: Float
     alone: Mapping[int, float] = field(default_factory=dict)
+    streams: int = 1
 
     @classmethod
-    def between(cls, seconds: Mapping[int, float], alone: Mapping[int, float] | None = None) -> Pace:
+    def between(cls, seconds: Mapping[int, float], alone: Mapping[int, float] | None = None, streams: int = 1) -> Pace:
         """From some sizes; what is between them lasts as long as a line between them says."""
         known = sorted(seconds)
-        return cls(np.interp(np.arange(known[-1] + 1), known, [seconds[size] for size in known]), alone or {})
+        step_s = np.interp(np.arange(known[-1] + 1), known, [seconds[size] for size in known])
+        return cls(step_s, alone or {}, streams)
 
     @property
     def widest(self) -> int:
@@ -45,8 +49,8 @@ class Pace:
 
     @property
     def rows_per_s(self) -> float:
-        """At most."""
-        return float(np.max(np.arange(1, self.widest + 1) / self.step_s[1:]))
+        """At most, of a machine."""
+        return self.streams * float(np.max(np.arange(1, self.widest + 1) / self.step_s[1:]))
 
     def alone_s(self, steps: Ints) -> Float:
         """Latency of requests in an idle machine; between the steps that are known, a step lasts what is between."""
@@ -56,8 +60,8 @@ class Pace:
 
 
 @dataclass
-class Machine:
-    """What one engine holds: (due, request) in the order of the first, and its clock, which counts calls."""
+class Stream:
+    """What one holds: (due, request) in the order of the first, and its clock, which counts calls."""
 
     line: list[tuple[float, int]] = field(default_factory=list)
     batch: list[tuple[float, int]] = field(default_factory=list)
@@ -91,46 +95,47 @@ def simulate(
 
     stretch: of the engine's policy; 0 is first come, first served. choices: of how many machines the emptiest is taken.
     """
-    fleet = [Machine() for _ in range(machines)]
-    drawn = np.random.default_rng(seed).integers(machines, size=(len(at), choices)).tolist()
+    fleet = [Stream() for _ in range(machines * pace.streams)]
+    drawn = (pace.streams * np.random.default_rng(seed).integers(machines, size=(len(at), choices))).tolist()
     left, done = steps.tolist(), np.zeros(len(at))
-    calls: list[tuple[float, int]] = []  # when the call of a machine ends
+    calls: list[tuple[float, int]] = []  # when the call of a stream ends
     total_s = rows = count = 0.0
     seconds, due_in = pace.step_s.tolist(), (stretch * steps).tolist()
 
     def begin(number: int, now: float) -> None:
         nonlocal total_s, rows, count
-        machine = fleet[number]
-        machine.batch = machine.line[: pace.widest]
-        lasts = seconds[len(machine.batch)]
+        stream = fleet[number]
+        stream.batch = stream.line[: pace.widest]
+        lasts = seconds[len(stream.batch)]
         heapq.heappush(calls, (now + lasts, number))
-        total_s, rows, count = total_s + lasts, rows + len(machine.batch), count + 1
+        total_s, rows, count = total_s + lasts, rows + len(stream.batch), count + 1
 
     def end(number: int, now: float) -> None:
-        machine = fleet[number]
-        machine.clock += 1
+        stream = fleet[number]
+        stream.clock += 1
         finished = set()
-        for _, request in machine.batch:
+        for _, request in stream.batch:
             left[request] -= 1
             if not left[request]:
                 done[request] = now
                 finished.add(request)
         if finished:
-            machine.line = [each for each in machine.line if each[1] not in finished]
-        machine.batch = []
-        if machine.line:
+            stream.line = [each for each in stream.line if each[1] not in finished]
+        stream.batch = []
+        if stream.line:
             begin(number, now)
 
     for request, now in enumerate(at.tolist()):
         while calls and calls[0][0] <= now:
             ended, number = heapq.heappop(calls)
             end(number, ended)
-        number = min(drawn[request], key=lambda each: len(fleet[each].line))
+        of_those = (first + i for first in drawn[request] for i in range(pace.streams))
+        number = min(of_those, key=lambda each: len(fleet[each].line))
         insort(fleet[number].line, (fleet[number].clock + due_in[request], request))
         if not fleet[number].batch:
             begin(number, now)
     while calls:
         ended, number = heapq.heappop(calls)
         end(number, ended)
-    span = machines * float(done.max() - at[0])
+    span = len(fleet) * float(done.max() - at[0])
     return Outcome(done - at, pace.alone_s(steps), rows / count, total_s / span)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ from ddpm_deploy.errors import QueueFull
 
 Make = Callable[[], Contender]
 OLDEST, DUE = f"{WHOLE}, oldest first", f"{WHOLE}, due first"
-GUESSES = {IN_FLIGHT: 0.65, OLDEST: 0.12, DUE: 0.12, ONE_BY_ONE: 0.08}  # of the ceiling; where a search begins
+GUESSES = {IN_FLIGHT: 0.7, WHOLE: 0.4, ONE_BY_ONE: 0.15}  # of the ceiling, by how a name begins: where a search does
 SHARES = (0.85, 0.75, 0.65, 0.5)  # of the ceiling; what is tried on a large network
 ROOM = 0.5  # of the limit, that a bounded engine uses up
 OVERLOADS = (1.0, 2.0, 10.0)  # times the ceiling
@@ -48,44 +48,54 @@ QUICK, FULL = Scale(100, 1, 1.25, 1.5), Scale(300, 3, 1.08, 5.0)
 
 @dataclass
 class Study:
-    """A sampler under load. say: takes a figure. step_s: of an engine's calls, by how many samples share one."""
+    """A model under load. say: takes a figure. step_s: of an engine's calls, by how many samples share one.
 
-    sampler: Sampler
-    pace: Pace
+    paces: of the sampler with all threads, and of the engine's streams, where these are several.
+    """
+
+    streams: Sequence[Sampler]
+    paces: Mapping[Sequence[Sampler], Pace]
     scale: Scale
     say: Callable[..., object]
     step_s: Mapping[int, float]
     trials: dict[str, list[Trial]] = field(default_factory=dict)
 
     @property
-    def widest(self) -> int:
-        return max(self.pace.full_s)
+    def sampler(self) -> Sampler:
+        """With all threads."""
+        return next(iter(self.paces))[0]
+
+    @property
+    def alone_s(self) -> tuple[float, ...]:
+        """Of each kind, in whichever way it is faster."""
+        return tuple(min(seconds) for seconds in zip(*(pace.alone_s for pace in self.paces.values()), strict=True))
 
     @property
     def ceiling(self) -> float:
-        """Requests a second, at the largest useful batch."""
-        return self.pace.ceiling(self.pace.useful)
+        """Requests a second at the largest useful batch, in whichever way there are more."""
+        return max(pace.ceiling(pace.useful(sum(self.alone_s))) for pace in self.paces.values())
 
     @property
     def capacity(self) -> int:
         """How many samples an engine may hold so that most of the limit, not all, is used up."""
-        rows_per_s = max(batch / seconds for batch, seconds in self.step_s.items())
-        return max(1, int(ROOM * LIMIT * self.pace.alone_step_s * rows_per_s))
+        rows_per_s = len(self.streams) * max(batch / seconds for batch, seconds in self.step_s.items())
+        alone_step_s = min(seconds / kind.steps for seconds, kind in zip(self.alone_s, MIX, strict=True))
+        return max(1, int(ROOM * LIMIT * alone_step_s * rows_per_s))
 
     @property
     def makers(self) -> dict[str, Make]:
-        """Everybody, by name."""
-        return {
-            IN_FLIGHT: partial(InFlight, self.sampler),
-            OLDEST: partial(oldest_first, self.sampler, self.widest),
-            DUE: partial(due_first, self.sampler, self.widest, self.pace.alone_s),
-            ONE_BY_ONE: partial(one_by_one, self.sampler),
-        }
+        """Everybody, by name; whole requests are tried on one sampler and on several."""
+        found: dict[str, Make] = {IN_FLIGHT: partial(InFlight, self.streams)}
+        for way, pace in self.paces.items():
+            widest, where = max(pace.full_s), "" if len(way) == 1 else f", {in_words(way)}"
+            found[OLDEST + where] = partial(oldest_first, way, widest)
+            found[DUE + where] = partial(due_first, way, widest, self.alone_s)
+        return {**found, ONE_BY_ONE: partial(one_by_one, self.sampler)}
 
     def trial(self, name: str, trace: Trace, rate: float, *, stop_when_lost: bool = True) -> Trial:
         """A contender, made for it, at a rate."""
         with closing(self.makers[name]()) as contender:
-            found = offer(contender.submit, trace, rate, self.pace.alone_s, stop_when_lost=stop_when_lost)
+            found = offer(contender.submit, trace, rate, self.alone_s, stop_when_lost=stop_when_lost)
         self.trials.setdefault(name, []).append(found)
         return found
 
@@ -93,44 +103,51 @@ class Study:
 
     def say_pace(self) -> None:
         """Latency alone, and the ceiling."""
-        for kind, seconds in zip(MIX, self.pace.alone_s, strict=True):
-            self.say(figure=f"alone, {kind.solver} {kind.steps}", contender="sampler", value=1e3 * seconds, unit="ms")
-        for kind, seconds in zip(MIX, self.pace.full_s[1], strict=True):
+        for way, pace in self.paces.items():
+            for kind, seconds in zip(MIX, pace.alone_s, strict=True):
+                figure = f"alone, {kind.solver} {kind.steps}"
+                self.say(figure=figure, contender=in_words(way), value=1e3 * seconds, unit="ms")
+        one = self.paces[next(iter(self.paces))]
+        for kind, seconds in zip(MIX, one.full_s[1], strict=True):
             figure = f"one after another, {kind.solver} {kind.steps}"
             self.say(figure=figure, contender="sampler, never idle", value=1e3 * seconds, unit="ms")
-        for batch, what in ((self.pace.useful, "largest useful batch"), (self.widest, "largest batch")):
-            self.say(
-                figure="batching ceiling", contender=f"sampler, {what}, {batch}", value=self.pace.ceiling(batch),
-                unit="requests/s",
-            )  # fmt: skip
+        for way, pace in self.paces.items():
+            useful, widest = pace.useful(sum(self.alone_s)), max(pace.full_s)
+            for batch, what in ((useful, "largest useful batch"), (widest, "largest batch")):
+                self.say(
+                    figure="batching ceiling", contender=f"{in_words(way)}, {what}, {batch}",
+                    value=pace.ceiling(batch), unit="requests/s",
+                )  # fmt: skip
 
     def goodput(self) -> dict[str, list[float]]:
-        """The highest rate of each contender that held, by trace; of whole requests the better order goes on alone."""
+        """The highest rate of each contender that held, by trace; of whole requests the best way goes on alone."""
         found: dict[str, list[float]] = {}
-        names = list(self.makers) if self.scale.traces > 1 else [IN_FLIGHT, OLDEST, ONE_BY_ONE]
+        names = list(self.makers)
         for number in range(self.scale.traces):
             trace = Trace.drawn(self.scale.n, seed=number)
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 found.setdefault(name, []).append(self._search(name, trace, found.get(name)).rate)
-            if number == 0 and DUE in names:
-                names.remove(min(OLDEST, DUE, key=lambda name: found[name][0]))
+            if number == 0:
+                best = max(_whole(names), key=lambda name: found[name][0])
+                names = [name for name in names if name == best or name not in _whole(names)]
         return found
 
     def _search(self, name: str, trace: Trace, before: Sequence[float] | None) -> Search:
         """Where it begins: at what held on the last trace, or at a guess."""
-        start = before[-1] if before and before[-1] else GUESSES[name] * self.ceiling
+        guess = next(share for beginning, share in GUESSES.items() if name.startswith(beginning))
+        start = before[-1] if before and before[-1] else guess * self.ceiling
         return search(lambda rate: self.trial(name, trace, rate), steps_between(self.ceiling, self.scale.ratio), start)
 
     def say_goodput(self, found: dict[str, list[float]]) -> None:
         """Medians over the traces, and ours over the others' of the same trace."""
         ours = np.array(found[IN_FLIGHT])
         for name, values in found.items():
-            remark = "" if len(values) == len(ours) else "on the first trace only, where the other order did better"
+            remark = "" if len(values) == len(ours) else "on the first trace only, where another way did better"
             self.say(
                 figure=f"goodput, 99 % within {LIMIT:g}x of alone", contender=name, value=float(np.median(values)),
                 unit="requests/s", spread=_spread(values), n=self.scale.n * len(values), remark=remark,
             )  # fmt: skip
-        whole = max({OLDEST, DUE} & found.keys(), key=lambda name: (len(found[name]), found[name][0]))
+        whole = max(_whole(found), key=lambda name: (len(found[name]), found[name][0]))
         for name, target in ((whole, 1.5), (ONE_BY_ONE, 2.5)):
             least = LOWEST * self.ceiling  # where not even that held, the ratio is this or more
             ratios = ours / np.maximum(found[name], least)
@@ -142,7 +159,7 @@ class Study:
         share = float(np.median(ours)) / self.ceiling
         self.say(
             figure="goodput of the batching ceiling", contender=IN_FLIGHT, value=100 * share, unit="%",
-            target="≥ 85", met=share >= 0.85, remark=f"of {self.pace.useful} always full",
+            target="≥ 85", met=share >= 0.85, remark="of batches always full",
         )  # fmt: skip
 
     def say_targets(self) -> None:
@@ -158,7 +175,7 @@ class Study:
             figure="goodput of the batching ceiling", contender=IN_FLIGHT, value=100 * share, unit="%",
             target="≥ 85", met=share >= 0.85, remark=f"tried: {', '.join(f'{s:.0%}' for s in SHARES)}",
         )  # fmt: skip
-        for name, target in ((OLDEST, 1.5), (DUE, 1.5), (ONE_BY_ONE, 2.5)):
+        for name, target in (*((name, 1.5) for name in _whole(self.makers)), (ONE_BY_ONE, 2.5)):
             other = self.trial(name, trace, ours.rate / target)
             self.say(
                 figure=f"goodput, {IN_FLIGHT} over {name}", contender=IN_FLIGHT, value=target, unit="x or more",
@@ -176,7 +193,7 @@ class Study:
                 figure=f"p99 of 4-step requests at {rate / self.ceiling:.0%} of the ceiling", contender=name,
                 value=1e3 * seconds, unit="ms", n=n,
             )  # fmt: skip
-        whole = min({OLDEST, DUE} & p99.keys(), key=lambda name: p99[name])
+        whole = min(_whole(p99), key=lambda name: p99[name])
         ratio = p99[IN_FLIGHT] / p99[whole]
         self.say(
             figure=f"p99 of 4-step requests, {IN_FLIGHT} over {whole}", contender=IN_FLIGHT, value=ratio, unit="x",
@@ -185,7 +202,7 @@ class Study:
 
     def say_short(self, rate: float) -> None:
         """The 99th percentile of the shortest requests at a rate, from two trials of each in balanced order."""
-        names = (IN_FLIGHT, OLDEST, DUE)
+        names = (IN_FLIGHT, *_whole(self.makers))
         found: dict[str, list[Trial]] = {name: [] for name in names}
         for seed, order in ((100, names), (101, names[::-1])):
             trace = Trace.drawn(self.scale.n, seed)
@@ -223,13 +240,22 @@ class Study:
     def _flood(self, times: float) -> Flood:
         rate = times * self.ceiling
         trace = Trace.drawn(max(30, int(rate * self.scale.flood_s)), seed=200)
-        with closing(InFlight(self.sampler, capacity=self.capacity)) as contender:
-            return flood(contender.submit, QueueFull, trace, rate, self.pace.alone_s)
+        with closing(InFlight(self.streams, capacity=self.capacity)) as contender:
+            return flood(contender.submit, QueueFull, trace, rate, self.alone_s)
 
 
 def short_p99_s(trials: Sequence[Trial]) -> float:
     """Of the requests of the first kind, over several trials."""
     return float(np.percentile(np.concatenate([t.latency_s[t.kinds == 0] for t in trials]), 99))
+
+
+def in_words(way: Sequence[Sampler]) -> str:
+    """How many samplers draw side by side."""
+    return "sampler" if len(way) == 1 else f"{len(way)} streams"
+
+
+def _whole(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(WHOLE)]
 
 
 def _spread(values: Sequence[float]) -> list[float]:

@@ -3,5 +3,6 @@
 from ddpm_deploy.serve.engine import Engine
 from ddpm_deploy.serve.handle import Handle, Preview
 from ddpm_deploy.serve.observing import Step
+from ddpm_deploy.serve.streams import open_streams
 
-__all__ = ["Engine", "Handle", "Preview", "Step"]
+__all__ = ["Engine", "Handle", "Preview", "Step", "open_streams"]

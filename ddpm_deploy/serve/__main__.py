@@ -39,7 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--backend", choices=(*BACKENDS, AUTO), default="onnxruntime", help=f"runtime; {AUTO}: as `tune` chose it")
     add("--precision", default="fp32", help=f"a precision that the backend or the bundle has; {AUTO} takes A,B or any")
     add("--device", default="cpu", help="such as cpu or cuda:0; several, with commas, share one queue")
-    add("--threads", type=int, help="threads of one call; default: every CPU that the process may use")
+    add("--threads", type=int, help="of all streams together; default: every CPU that the process may use")
+    add(
+        "--streams",
+        type=int,
+        help="samplers side by side on a CPU, each with a share of the threads; default: measured",
+    )
     add("--digest", metavar="sha256:...", help="refuse any other bundle than this")
     add("--buckets", type=_sizes, metavar="A,B", help="batch sizes that the network is called with; default: up to 32")
     add("--capacity", type=int, default=CAPACITY, help="pictures waiting or under way; beyond it, status 429")
@@ -77,6 +82,7 @@ def run(
     precision: str,
     device: str,
     threads: int | None,
+    streams: int | None,
     digest: str | None,
     buckets: Sequence[int] | None,
     capacity: int,
@@ -112,7 +118,14 @@ def run(
         if tracing is not None:
             stack.callback(tracing.close)
         samplers = load_samplers(
-            stack, bundle, backend=backend, precision=precision, device=device, threads=threads, digest=digest
+            stack,
+            bundle,
+            backend=backend,
+            precision=precision,
+            device=device,
+            threads=threads,
+            streams=streams,
+            digest=digest,
         )
         engine = Engine(samplers, buckets=buckets, capacity=capacity)
         stack.callback(engine.close)

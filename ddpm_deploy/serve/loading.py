@@ -9,6 +9,7 @@ from typing import Any
 from ddpm_deploy.backends.auto import NAME as AUTO
 from ddpm_deploy.cli import words
 from ddpm_deploy.sampler import Sampler
+from ddpm_deploy.serve.streams import open_streams
 
 TOKEN_VARIABLE = "DDPM_DEPLOY_TOKEN"
 
@@ -16,11 +17,15 @@ TOKEN_VARIABLE = "DDPM_DEPLOY_TOKEN"
 def load_samplers(
     stack: ExitStack, bundle: str | None, *, backend: str, precision: str, device: str, **opening: Any
 ) -> list[Sampler]:
-    """One for each device; the stack closes them. device: several with commas. precision: of `auto`, several too."""
+    """Those of each device's streams; the stack closes them. device: several with commas. precision: of `auto`,
+    several too."""
     precisions = words(precision) if backend == AUTO else precision
     return [
-        stack.enter_context(Sampler.load(bundle, backend=backend, precision=precisions, device=place, **opening))
+        sampler
         for place in words(device)
+        for sampler in stack.enter_context(
+            open_streams(bundle, backend=backend, precision=precisions, device=place, **opening)
+        )
     ]
 
 

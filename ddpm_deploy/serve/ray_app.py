@@ -45,6 +45,7 @@ class Settings(BaseModel):
     precision: str = "fp32"
     device: str = "cpu"
     threads: int = Field(1, ge=1)
+    streams: int | None = Field(None, ge=1)
     digest: str | None = None
     buckets: list[int] | None = None
     capacity: int = Field(CAPACITY, ge=1)
@@ -82,6 +83,7 @@ class Pictures:
                 precision=settings.precision,
                 device=settings.device,
                 threads=settings.threads,
+                streams=settings.streams,
                 digest=settings.digest,
             )
             self._engine = Engine(samplers, buckets=settings.buckets, capacity=settings.capacity)

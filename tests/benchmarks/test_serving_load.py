@@ -106,9 +106,9 @@ def test_a_closed_loop_keeps_so_many_under_way(at_once: int) -> None:
 def test_every_contender_draws_the_pictures_of_the_sampler_alone() -> None:
     sampler = numpy_sampler()
     for make in (
-        lambda: InFlight(sampler),
-        lambda: oldest_first(sampler, 8),
-        lambda: due_first(sampler, 8, ALONE_S),
+        lambda: InFlight([sampler]),
+        lambda: oldest_first([sampler], 8),
+        lambda: due_first([sampler], 8, ALONE_S),
         lambda: one_by_one(sampler),
     ):
         with closing(make()) as contender:
@@ -116,7 +116,7 @@ def test_every_contender_draws_the_pictures_of_the_sampler_alone() -> None:
 
 
 def test_a_batcher_draws_all_that_waits_of_one_plan_and_one_by_one_does_not() -> None:
-    for make, expected in ((lambda s: oldest_first(s, 8), 3), (one_by_one, 1)):
+    for make, expected in ((lambda s: oldest_first([s], 8), 3), (one_by_one, 1)):
         sampler = numpy_sampler()
         sampler.backend.gate.shut()
         with closing(make(sampler)) as contender:
@@ -133,7 +133,7 @@ def test_the_plan_that_is_due_first_is_drawn_first() -> None:
     sampler = numpy_sampler()
     sampler.backend.gate.shut()
     order: list[int] = []
-    with closing(due_first(sampler, 8, (0.01, 1.0, 10.0))) as contender:
+    with closing(due_first([sampler], 8, (0.01, 1.0, 10.0))) as contender:
         answers = [contender.submit(MIX[0], 0)]
         sampler.backend.gate.await_call()
         for kind in (2, 1, 0):
@@ -147,7 +147,7 @@ def test_the_plan_that_is_due_first_is_drawn_first() -> None:
 
 def test_a_flood_is_refused_at_once_and_what_is_accepted_is_answered() -> None:
     sampler = numpy_sampler()
-    with closing(InFlight(sampler, capacity=2)) as contender:
+    with closing(InFlight([sampler], capacity=2)) as contender:
         found = flood(contender.submit, QueueFull, Trace.drawn(2000, seed=5), 20_000, (1.0, 1.0, 1.0))
     assert found.in_time + len(found.refused_s) == 2000
     assert found.in_time > 0
