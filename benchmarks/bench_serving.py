@@ -142,4 +142,4 @@ def test_http_overload(study: Study, bench: Bench) -> None:
 def _http(study: Study, bench: Bench) -> Http:
     bundle = Path(bench.model.bundle.root)
     scale = study.scale
-    return Http(bundle, bench.options.threads, study.ceiling, scale.n, 1.25, study.say)
+    return Http(bundle, bench.options.threads, len(study.streams), study.ceiling, scale.n, 1.25, study.say)

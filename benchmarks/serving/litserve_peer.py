@@ -23,7 +23,7 @@ GATHER_S = 0.001
 
 
 class Pictures(litserve.LitAPI):
-    """One worker with a sampler."""
+    """A worker with a sampler."""
 
     def __init__(self, bundle: str, threads: int) -> None:
         super().__init__(max_batch_size=WIDEST, batch_timeout=GATHER_S)
@@ -66,9 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of all workers together")
+    parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
-    server = litserve.LitServer(Pictures(args.bundle, args.threads), accelerator="cpu", timeout=300)
+    pictures = Pictures(args.bundle, args.threads // args.workers)
+    server = litserve.LitServer(pictures, accelerator="cpu", timeout=300, workers_per_device=args.workers)
     server.run(host="127.0.0.1", port=args.port, num_api_servers=1, log_level="warning", generate_client_file=False)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +22,21 @@ BATCH, SOLVER, STEPS = 16, "unipc", 12
 AT_ONCE = 2  # requests, so that the next batch is there when one is drawn
 CAPACITY = 4096
 ALONE_S = 1.0  # for each kind
-GUESSES = {"our service": 0.35, "LitServe": 0.08}  # of the ceiling
+GUESS_OURS, GUESS_LITSERVE = 0.5, 0.15  # of the ceiling
 Say = Callable[..., object]
+Serve = Callable[..., AbstractContextManager[Service]]
 
 
 @dataclass(frozen=True)
 class Http:
-    """A bundle served by processes of their own. ceiling: of the batches, requests a second. n: of a trial."""
+    """A bundle served by processes of their own. ceiling: of the batches, requests a second. n: of a trial.
+
+    streams: of our service; LitServe is tried with one worker and with as many.
+    """
 
     bundle: Path
     threads: int
+    streams: int
     ceiling: float
     n: int
     ratio: float
@@ -58,22 +64,27 @@ class Http:
         """Ours and LitServe, one picture a request, each alone on the machine."""
         rates: dict[str, float] = {}
         alone_s: list[float] | None = None
-        for name, served in (("our service", our_service), ("LitServe", litserve)):
-            options = ["--capacity", str(CAPACITY)] if served is our_service else []
+        for name, served, options, guess in self._contenders():
             with served(self.bundle, self.threads, *options) as service:
                 check_service(service)
                 alone_s = alone_s or _alone_s(service)
-                rates[name] = self._goodput(service, name, alone_s)
+                rates[name] = self._goodput(service, guess, alone_s)
             self.say(
                 figure=f"goodput through HTTP, 99 % within {LIMIT:g}x of alone", contender=name,
                 value=rates[name], unit="requests/s", n=self.n, remark="alone is our service, idle",
             )  # fmt: skip
         return rates
 
-    def _goodput(self, service: Service, name: str, alone_s: Sequence[float]) -> float:
+    def _contenders(self) -> Iterator[tuple[str, Serve, Sequence[str], float]]:
+        yield "our service", our_service, ("--capacity", str(CAPACITY)), GUESS_OURS
+        for workers in sorted({1, self.streams}):
+            name = "LitServe" if workers == 1 else f"LitServe, {workers} workers"
+            yield name, litserve, ("--workers", str(workers)), GUESS_LITSERVE
+
+    def _goodput(self, service: Service, guess: float, alone_s: Sequence[float]) -> float:
         trace = Trace.drawn(self.n, seed=300)
         steps = steps_between(self.ceiling, self.ratio)
-        return search(lambda rate: service.offer(trace, rate, alone_s), steps, GUESSES[name] * self.ceiling).rate
+        return search(lambda rate: service.offer(trace, rate, alone_s), steps, guess * self.ceiling).rate
 
     def say_overload(self, base: float, seconds: float, capacity: int) -> None:
         """A service that holds few pictures, at a rate that it can answer and at ten times that."""
