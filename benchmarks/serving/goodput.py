@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.serving.load import Trial
 
-LOWEST, HIGHEST = 0.02, 1.25  # times the ceiling
+LOWEST, HIGHEST = 0.05, 1.25  # times the ceiling
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from ddpm_deploy.errors import BackendError
 from ddpm_deploy.serve.engine import CAPACITY, Engine
 from ddpm_deploy.serve.limits import TIMES_TRAINED, Limits
 from ddpm_deploy.serve.loading import TOKEN_VARIABLE, load_samplers, token_of
+from ddpm_deploy.serve.priority import DEFAULT_NICE, made_nicely
 from ddpm_deploy.serve.settings import VARIABLES, SettingsParser
 
 FORMATS = ("text", "json")
@@ -59,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-work", type=int, default=Limits.max_work, help="pixels x evaluations of all pictures of a request")
     add("--deadline-s", type=float, default=Limits.deadline_s, help="a request not finished by then gets status 504")
     add("--drain-s", type=float, default=30.0, help="seconds to finish what was accepted, after SIGTERM or Ctrl+C")
+    add(
+        "--nice",
+        type=int,
+        default=DEFAULT_NICE,
+        help="by how much drawing comes after answering clients, 0 to 19; Linux",
+    )
     add("--max-connections", type=int, default=2048, help="open at once; beyond it, status 503")
     add("--log-format", choices=FORMATS, default="text", help="a line for each request, on standard error")
     add("--log-level", choices=LEVELS, default="info", help="warning leaves out the requests")
@@ -92,6 +100,7 @@ def run(
     max_work: int,
     deadline_s: float,
     drain_s: float,
+    nice: int,
     max_connections: int,
     log_format: str,
     log_level: str,
@@ -117,27 +126,33 @@ def run(
         tracing = Tracing() if otel else None
         if tracing is not None:
             stack.callback(tracing.close)
-        samplers = load_samplers(
-            stack,
-            bundle,
-            backend=backend,
-            precision=precision,
-            device=device,
-            threads=threads,
-            streams=streams,
-            digest=digest,
-        )
-        engine = Engine(samplers, buckets=buckets, capacity=capacity)
+
+        def make_engine() -> Engine:
+            samplers = load_samplers(
+                stack,
+                bundle,
+                backend=backend,
+                precision=precision,
+                device=device,
+                threads=threads,
+                streams=streams,
+                digest=digest,
+            )
+            return Engine(samplers, buckets=buckets, capacity=capacity)
+
+        engine = made_nicely(nice, make_engine)
         stack.callback(engine.close)
         app = make_app(engine, limits, token, tracing)
         listener = stack.enter_context(listening(host, port))
         if token is None and is_open(listener):
             logger.warning("serve: whoever reaches %s may draw; set %s to ask for a token", host, TOKEN_VARIABLE)
-        print(f"serving {samplers[0].manifest.model.name} at {address(listener)}; Ctrl+C drains it", flush=True)
+        print(f"serving {engine.samplers[0].manifest.model.name} at {address(listener)}; Ctrl+C drains it", flush=True)
         bounds = Bounds(room_for(max_connections))
         server = DrainingServer(app, engine, drain_s, bounds, last_resort=partial(os._exit, 1))
         service: Service = app.state.service
         service.when_failed = server.stop
+        gc.collect()
+        gc.freeze()  # what was imported stays for good; to look through it took a fifth of the event loop's time
         server.run(sockets=[listener])
         if service.failure is not None:
             raise BackendError(f"the warm-up failed: {service.failure}") from service.failure

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import re
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,9 +47,6 @@ class GuardedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # asyncio leaves this out where the listener was made without a protocol number; then a body waits for the
-        # client's delayed acknowledgement of the head, 40 ms
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         over = len(self.connections) - self._bounds.connections
         if over > SPARE_CONNECTIONS:
             self._refused(503)

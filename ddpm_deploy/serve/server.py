@@ -53,7 +53,7 @@ class DrainingServer(uvicorn.Server):
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=ANSWER_S,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            loop="asyncio",
+            loop="auto",
             http=cast(Any, partial(GuardedProtocol, bounds=bounds or Bounds(), refused=_counter(app))),
             ws="none",
         )
@@ -102,13 +102,16 @@ def listening(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             message = f"port: {port} is in use on {host}; give another, or 0 for any free one"
         else:
             message = f"host: {(error.strerror or str(error)).split(' (')[0]}: {host}; give an address of this machine"
         raise OSError(error.errno, message) from None
+    # which its connections inherit: else an answer's body waits for the client's delayed acknowledgement, 40 ms
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    return listener
 
 
 def is_open(listener: socket.socket) -> bool:
