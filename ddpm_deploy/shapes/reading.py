@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from ddpm_deploy.model.text import TextEncoder
 from ddpm_deploy.shapes.caption import captions
@@ -22,13 +23,13 @@ STEPS, BATCH = 2000, 64
 LR, HEAD_LR = 2e-3, 2e-2
 
 
-def teach(encoder: TextEncoder, tokenizer: Tokenizer, steps: int = STEPS) -> None:
+def teach(encoder: TextEncoder, tokenizer: Tokenizer, steps: int = STEPS, progress: bool = False) -> None:
     """Train the encoder so that one matrix can read the facts of a scene from its pooled features."""
     head = nn.Linear(encoder.config.pooled_channels, sum(FACT_SIZES))
     groups = [{"params": head.parameters(), "lr": HEAD_LR}, {"params": encoder.parameters(), "lr": LR}]
     optimizer = torch.optim.Adam(groups)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
-    for step in range(steps):
+    for step in tqdm(range(steps), desc="learning to read", unit="step", disable=not progress):
         indices = np.arange(step * BATCH, (step + 1) * BATCH)
         scenes = draw_scenes(SEED, indices)
         tokens = torch.from_numpy(tokenizer.encode(captions(scenes, SEED, indices)))

@@ -124,7 +124,8 @@ def run(
         check_threads(threads)
         torch.set_num_threads(threads)
     start = PRESETS[preset or DEFAULT_PRESET]
-    network, data, description = resumed_run(out, given) if resume else new_run(out, start, given)
+    shown = not quiet and not _rank()
+    network, data, description = resumed_run(out, given, shown) if resume else new_run(out, start, given, shown)
     began = time.perf_counter()
     with stop_signals() as stopped:
         steps = run_trainer(
@@ -136,7 +137,7 @@ def run(
 
 
 def _tell(out: Path, steps: int, wanted: int, seconds: float, as_json: bool) -> None:
-    if int(os.environ.get("RANK", "0")):
+    if _rank():
         return
     if as_json:
         print(json.dumps({"run": str(out), "steps": steps, "complete": steps == wanted, "seconds": round(seconds, 3)}))
@@ -144,6 +145,11 @@ def _tell(out: Path, steps: int, wanted: int, seconds: float, as_json: bool) -> 
         print(f"stopped after step {steps} of {wanted}; the checkpoint is written, continue with --resume")
     else:
         print(f"trained {steps} steps in {seconds:.0f} s: {out}")
+
+
+def _rank() -> int:
+    """Of this process among those that train together."""
+    return int(os.environ.get("RANK", "0"))
 
 
 @contextmanager

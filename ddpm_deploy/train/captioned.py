@@ -51,9 +51,9 @@ class CaptionedShapes(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         return _first(self.__getitems__([index]))
 
-    def prepare(self, network: TextToImage) -> None:
+    def prepare(self, network: TextToImage, progress: bool = False) -> None:
         """Teach a fresh encoder to read."""
-        teach(network.encoder, self.tokenizer)
+        teach(network.encoder, self.tokenizer, progress=progress)
 
     def __getitems__(self, indices: list[int]) -> Item:
         scenes = draw_scenes(TRAINING_SEED, indices)

@@ -29,8 +29,8 @@ FIXED_ON_RESUME = ("optimizer",)  # settings that the stored state depends on
 Parts = tuple[nn.Module, Data, Description]
 
 
-def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
-    """A fresh network. given: options by name; what is missing comes from the preset."""
+def new_run(out: Path, preset: Preset, given: Mapping[str, Any], progress: bool = False) -> Parts:
+    """A fresh network. given: options by name; what is missing comes from the preset. progress: show a bar."""
     config = replace(preset.config, **{name: given[name] for name in SETTINGS if name in given})
     name = given.get("data", preset.data)
     if name is None:
@@ -44,7 +44,7 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
     variance = given.get("variance", preset.variance)
     with _seeded_weights(config.seed):
         network = _network(preset, data, variance, given.get("network"))
-        _prepare(network, data)
+        _prepare(network, data, progress)
     description = Description(
         name=out.resolve().name,
         spec=spec_of(network),
@@ -66,7 +66,7 @@ def new_run(out: Path, preset: Preset, given: Mapping[str, Any]) -> Parts:
     return network, data, description
 
 
-def resumed_run(out: Path, given: Mapping[str, Any]) -> Parts:
+def resumed_run(out: Path, given: Mapping[str, Any], progress: bool = False) -> Parts:
     """The network, data and description of the run in `out`; only settings of the training may be given anew."""
     for name in given:
         if name not in SETTINGS or name in FIXED_ON_RESUME:
@@ -85,7 +85,7 @@ def resumed_run(out: Path, given: Mapping[str, Any]) -> Parts:
     with _seeded_weights(training.seed):
         network = build_network(description.spec)
         if not list_checkpoints(out / CHECKPOINTS):  # else the weights are read from it
-            _prepare(network, data)
+            _prepare(network, data, progress)
     listing = getattr(data.dataset, "listing", None)
     return network, data, replace(description, training=training, listing=listing)
 
@@ -110,10 +110,10 @@ def _network(preset: Preset, data: Data, variance: str, file: Path | None) -> nn
         raise ValueError(f"{file}: {error}; expected a network's kind and config as JSON") from None
 
 
-def _prepare(network: nn.Module, data: Data) -> None:
+def _prepare(network: nn.Module, data: Data, progress: bool) -> None:
     """What the data set has to teach a fresh network before it is trained."""
     if isinstance(network, TextToImage) and hasattr(data.dataset, "prepare"):
-        data.dataset.prepare(network)
+        data.dataset.prepare(network, progress)
 
 
 def _refuse_idle(description: Description, given: Mapping[str, Any]) -> None:

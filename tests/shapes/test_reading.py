@@ -45,6 +45,13 @@ def test_a_taught_encoder_says_who_is_where_also_of_what_was_held_out() -> None:
     assert after.min() > 0.9
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_learning_to_read_shows_a_bar_where_it_is_asked_for(capsys: pytest.CaptureFixture[str], progress: bool) -> None:
+    tokenizer = CaptionedShapes(1).tokenizer
+    teach(TextEncoder(TextConfig(tokenizer.size, tokenizer.length)), tokenizer, steps=2, progress=progress)
+    assert ("learning to read: 100%" in capsys.readouterr().err) == progress
+
+
 def test_what_no_one_asks_for_does_not_count() -> None:
     logits = torch.randn(3, sum(FACT_SIZES))
     asked = torch.tensor([[0, 1, 2, UNASKED, UNASKED], [1, 0, 0, 5, 3], [2, 3, 1, 0, 0]])
@@ -59,7 +66,7 @@ def test_a_fresh_run_is_taught_and_one_with_weights_is_not(tmp_path, monkeypatch
     from ddpm_deploy.train.setup import new_run, resumed_run
 
     taught = []
-    monkeypatch.setattr(CaptionedShapes, "prepare", lambda self, network: taught.append(network))
+    monkeypatch.setattr(CaptionedShapes, "prepare", lambda self, network, progress: taught.append(network))
     network, _, description = new_run(tmp_path, PRESETS["shapes"], {})
     assert taught == [network]
     write_description(tmp_path, description)
