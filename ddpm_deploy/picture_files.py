@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from ddpm_deploy.bundle import MANIFEST_NAME
 from ddpm_deploy.cli import require_writable
+from ddpm_deploy.durable import replacing
 from ddpm_deploy.images import grid, is_picture, save_gif, to_pil
 
 if TYPE_CHECKING:
@@ -36,16 +38,22 @@ def check_output(out: Path, animate: Path | None, shape: tuple[int, ...]) -> Non
 
 
 def write_samples(samples: Any, out: Path, look: dict[str, Any], start: int) -> list[Path]:
-    """What was written. look: the arguments of `images.grid`. start: the number of the first picture in a folder."""
+    """What was written. look: the arguments of `images.grid`. start: the number of the first picture in a folder.
+
+    Where a file does not fit onto the disk, what was there before stays; OSError names the file.
+    """
     if out.suffix == ".npy":
-        np.save(out, samples)
+        with _whole(out) as stream:
+            np.save(stream, samples)
         return [out]
     if out.suffix == ".png":
-        grid(samples, **look).save(out)
+        with _whole(out) as stream:
+            grid(samples, **look).save(stream, "PNG")
         return [out]
     paths = [out / f"{start + i:06d}.png" for i in range(len(samples))]
     for path, picture in zip(paths, to_pil(samples, look["bounds"]), strict=True):
-        picture.save(path)
+        with _named(path):
+            picture.save(path)
     return paths
 
 
@@ -56,5 +64,21 @@ def write_animation(frames: Iterable[Frame], nfe: int, path: Path, look: dict[st
     for frame in frames:
         if frame.step in shown:
             pictures.append(grid(frame.x, **look))
-    save_gif(pictures, path)
+    with _named(path):
+        save_gif(pictures, path)
     return frame.x
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A stream for all of a file, which takes its place when nothing has failed."""
+    with _named(path), replacing(path) as stream:
+        yield stream
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

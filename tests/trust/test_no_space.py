@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,19 +73,32 @@ def test_export_to_a_full_disk_leaves_what_was_there(
     )
 
 
-def test_samples_for_a_full_disk_are_one_clear_line(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("out", "failed"), [("x.npy", "x.npy"), ("x.png", "x.png"), ("x", r"x/\d+.png")])
+def test_samples_for_a_full_disk_are_one_clear_line(
+    disk: Path, out: str, failed: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     fill(disk, 8 * 2**10)
-    assert sample(["--num", "64", "--steps", "1", "--threads", "1", "--out", str(disk / "x.npy")]) == 2
+    assert sample(["--num", "256", "--steps", "1", "--threads", "1", "--out", str(disk / out)]) == 2
     line = capfd.readouterr().err
-    assert line.count("\n") == 1
-    assert line.startswith("ddpm-deploy sample: error: ")
+    assert re.fullmatch(f"ddpm-deploy sample: error: {disk}/{failed}: No space left on device\n", line)
+    assert {path.name for path in disk.iterdir()} <= {"filler", "x"}
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.png"])
+def test_samples_that_do_not_fit_leave_the_old_ones(disk: Path, name: str) -> None:
+    arguments = ["--steps", "1", "--threads", "1", "--out", str(disk / name)]
+    assert sample(["--num", "1", *arguments]) == 0
+    before = (disk / name).read_bytes()
+    fill(disk, 8 * 2**10)
+    assert sample(["--num", "256", *arguments]) == 2
+    assert (disk / name).read_bytes() == before
 
 
 def test_engine_for_a_full_disk_leaves_the_old_engine(disk: Path) -> None:
     cache = EngineCache(disk / "cache")
     cache.store(KEY, built(1000))
     names = sorted(os.listdir(cache.root))
-    with pytest.raises(BackendError, match=r"No space left on device; give another folder with --cache"):
+    with pytest.raises(BackendError, match=r"No space left on device; give another folder with DDPM_DEPLOY_CACHE"):
         cache.store(KEY, built(2**19))
     assert sorted(os.listdir(cache.root)) == names
     found = cache.load(KEY)
