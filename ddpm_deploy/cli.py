@@ -28,7 +28,24 @@ COMMANDS = {
     "bench": "compare two reports of the benchmarks, or render one again",
     "doctor": "say which runtimes can be had on this machine, and how to get the others",
 }
-EXTRAS = "ddpm-deploy[cpu,train,export,serve]"
+EXTRAS = {
+    "train": "train",
+    "export": "export",
+    "evaluate": "cpu,train",
+    "serve": "cpu,serve",
+    "parity": "cpu,export",
+    "bench": "bench",
+}
+PACKAGED = "digits (default) or shapes, the package's own"
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default in ((), []):
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +67,8 @@ def run_command(
         print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"{parser.prog}: error: {_one_line(error)}; pip install '{EXTRAS}'", file=sys.stderr)
+        extras = EXTRAS.get(parser.prog.split()[-1], "cpu")
+        print(f"{parser.prog}: error: {_one_line(error)}; pip install 'ddpm-deploy[{extras}]'", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         from ddpm_deploy.backends.memory import is_out_of_memory
@@ -88,11 +106,11 @@ def require_writable(file: Path) -> None:
 
 
 def make_parser(command: str, description: str, kind: type[Parser] = Parser) -> argparse.ArgumentParser:
-    """A parser for one command; `--help` shows every default."""
+    """A parser for one command; `--help` shows the defaults."""
     return kind(
         prog=f"ddpm-deploy {command}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
 

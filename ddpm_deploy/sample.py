@@ -17,7 +17,7 @@ from ddpm_deploy.backends.auto import NAME as AUTO
 from ddpm_deploy.bulk.command import draw_shards, verify_shards
 from ddpm_deploy.bulk.files import FORMATS
 from ddpm_deploy.bulk.order import SHARD_SIZE
-from ddpm_deploy.cli import make_parser, run_command, some_path
+from ddpm_deploy.cli import PACKAGED, make_parser, run_command, some_path
 from ddpm_deploy.images import NETWORK_RANGE, check_layout
 from ddpm_deploy.picture_files import check_output, write_animation, write_samples
 from ddpm_deploy.sampler import BATCH_SIZE, Sampler
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `sample`."""
     parser = make_parser("sample", "Draw samples from a bundle.")
     add = parser.add_argument
-    add("bundle", nargs="?", help="bundle folder, lone .onnx file, or digits (default) or shapes, the package's own")
+    add("bundle", nargs="?", help=f"bundle folder, lone .onnx file, or {PACKAGED}")
     where = parser.add_mutually_exclusive_group(required=True).add_argument
     where("--out", type=some_path, metavar="PATH", help="X.png: a grid; X.npy: float32 (n, *S); X/: a PNG each")
     where("--shards", type=some_path, metavar="DIR", help="a folder of shards, for many samples; goes on where it was")

@@ -77,7 +77,7 @@ class Sampler:
             if digest not in (None, bundle.digest):
                 raise ValueError(f"digest: got {digest}, but the bundle given has {bundle.digest}")
         else:
-            bundle = read_bundle(bundle or default_bundle(), digest=digest, verify=False)
+            bundle = read_bundle(default_bundle() if bundle is None else bundle, digest=digest, verify=False)
         with ExitStack() as stack:
             opened = _open(backend, bundle, precision, device, threads, options)
             stack.enter_context(opened)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from ddpm_deploy.backends.tensorrt.cache import VARIABLE
 from ddpm_deploy.bundle import Bundle, default_bundle, read_bundle
-from ddpm_deploy.cli import make_parser, run_command, words
+from ddpm_deploy.cli import PACKAGED, make_parser, run_command, words
 from ddpm_deploy.tuning import ANY, Bucket, Question, Record, Verdict, command, tune
 from ddpm_deploy.tuning.auto import BUDGET_S
 from ddpm_deploy.tuning.memory import path_of
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `tune`."""
     parser = make_parser("tune", "Time every backend within its parity budget, and remember the fastest by batch size.")
     add = parser.add_argument
-    add("bundle", nargs="?", help="bundle folder; default: the digits model of this package")
+    add("bundle", nargs="?", help=f"bundle folder, or {PACKAGED}")
     add("--precisions", type=words, default="fp32", metavar="A,B", help=f"to choose from; {ANY}: all that there are")
     add("--device", default="cpu", help=f"such as cpu or cuda:0; {ANY}: the CPU and a CUDA device")
     add("--threads", type=int, help="threads of one call; default: one thread and all CPUs are compared")
@@ -58,7 +58,7 @@ def run(
 ) -> None:
     """Measure, remember and report; see `build_parser` for the arguments."""
     question = Question.of(precisions, device, threads)
-    read = read_bundle(bundle or default_bundle(), digest=digest)
+    read = read_bundle(default_bundle() if bundle is None else bundle, digest=digest)
     with _progress(shown=not json and sys.stderr.isatty()) as tell:
         record = tune(read, question, batches=batches, budget_s=seconds, tell=tell)
     path = path_of(record.key)

@@ -25,3 +25,24 @@ def test_a_fault_of_the_program_is_no_lack_of_memory():
 
     with pytest.raises(RuntimeError, match="multiplied"):
         run_command(make_parser("sample", ""), run, [])
+
+
+@pytest.mark.parametrize(("command", "extras"), [("serve", "cpu,serve"), ("train", "train"), ("sample", "cpu")])
+def test_a_package_that_is_missing_comes_with_what_the_command_needs(command, extras, capsys):
+    def run() -> None:
+        raise ImportError("No module named 'x'")
+
+    assert run_command(make_parser(command, ""), run, []) == 2
+    said = f"ddpm-deploy {command}: error: No module named 'x'; pip install 'ddpm-deploy[{extras}]'\n"
+    assert capsys.readouterr().err == said
+
+
+def test_help_shows_the_defaults_that_there_are():
+    parser = make_parser("sample", "")
+    parser.add_argument("--zero", type=int, default=0, help="a number")
+    parser.add_argument("--none", help="what is not set")
+    parser.add_argument("--several", action="append", default=[], help="a list")
+    parser.add_argument("--flag", action="store_true", help="a switch")
+    text = parser.format_help()
+    assert "a number (default: 0)" in text
+    assert text.count("default") == 1

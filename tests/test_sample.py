@@ -146,6 +146,15 @@ def guided(guided_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture, m
     return run
 
 
+def test_an_empty_bundle_name_is_not_the_default_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["", "--out", "x.npy"]) == 2
+    assert "holds no bundle.json" in capsys.readouterr().err
+    assert not Path("x.npy").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "labels"), [("b", [1] * 4), ("1", [1] * 4), ("c, a,b", [2, 0, 1, 2]), ("none,2", [3, 2, 3, 2])]
 )

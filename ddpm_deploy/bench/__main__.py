@@ -13,7 +13,7 @@ from ddpm_deploy.bench.gate import compare, fails, parse_tolerance, tells, warni
 from ddpm_deploy.bench.record import FILE, PEER, Report, read_report
 from ddpm_deploy.bench.report.terminal import comparison_lines, counts_in_words
 from ddpm_deploy.bench.report.write import write_pages
-from ddpm_deploy.cli import Parser, make_parser, run_command, some_path
+from ddpm_deploy.cli import Formatter, Parser, make_parser, run_command, some_path
 
 WORSE = 1  # exit code
 
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `bench`."""
     parser = make_parser("bench", "Work with reports of `pytest benchmarks/`; the measuring itself is done there.")
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=Parser)
-    look: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    look: dict[str, Any] = {"formatter_class": Formatter, "allow_abbrev": False}
     about = "Compare ratios to a peer of the same rounds; exits 0 when none got worse, 1 when one did."
     add = tasks.add_parser("compare", help="is the new run slower than the old one?", description=about, **look)
     add.add_argument("old", type=some_path, metavar="OLD", help=f"{FILE}, or its folder")

@@ -32,7 +32,7 @@ def draw_shards(asked: argparse.Namespace) -> int:
         raise ValueError("--ray-workers: means nothing without --ray; give both")
     if asked.ray_workers is not None and asked.ray_workers < 1:
         raise ValueError(f"--ray-workers: got {asked.ray_workers}, expected at least 1")
-    bundle = read_bundle(asked.bundle or default_bundle(), digest=asked.digest, verify=False)
+    bundle = read_bundle(default_bundle() if asked.bundle is None else asked.bundle, digest=asked.digest, verify=False)
     order = _order(asked, chosen_plan(asked, bundle.manifest), bundle.manifest)
     if asked.print_plan:
         print(order.plan, file=sys.stderr if asked.json else sys.stdout)

@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     own = Settings()
     parser = make_parser("evaluate", "Measure how good a model is: bits/dim on real samples, distances of its own.")
     add = parser.add_argument
-    add("bundle", help="bundle folder or lone .onnx file")
+    add("bundle", help="bundle folder, lone .onnx file, or digits or shapes, the package's own")
     add("--data", required=True, metavar="SOURCE", help="digits, shapes, folder:PATH, cifar10:PATH or npz:FILE")
     add("--held-out", metavar="SOURCE", help="real samples never trained on; default: the source's own, or one in five")
     add("--most", type=int, default=MOST, help="real samples of each part")

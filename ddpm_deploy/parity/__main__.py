@@ -13,7 +13,7 @@ from typing import Any
 
 from ddpm_deploy.backends import BACKENDS, Backend, available_backends, open_backend
 from ddpm_deploy.bundle import Bundle, default_bundle, read_bundle
-from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path
+from ddpm_deploy.cli import PACKAGED, make_parser, require_writable, run_command, some_path
 from ddpm_deploy.guidance import checked_guidance
 from ddpm_deploy.job import checked_count, example_conditions
 from ddpm_deploy.noise import initial_noise, noise_source
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `parity`."""
     parser = make_parser("parity", "Measure how far runtimes are from the float32 reference; exits 1 when over budget.")
     add = parser.add_argument
-    add("bundle", nargs="?", help="bundle folder; default: the digits model of this package")
+    add("bundle", nargs="?", help=f"bundle folder, or {PACKAGED}")
     add("--backends", metavar="A,B:bf16", help="runtimes, each with an optional precision; default: all there are")
     add("--against", choices=("torch", "reference"), default="torch",
         help="torch: run the network's own weights; reference: what export recorded, needs no torch")  # fmt: skip
@@ -74,7 +74,7 @@ def run(
     json: bool,
 ) -> int:
     """Measure and report; see `build_parser` for the arguments."""
-    read = read_bundle(bundle or default_bundle())
+    read = read_bundle(default_bundle() if bundle is None else bundle)
     for file in [] if out is None else [out / name for name in WRITTEN]:
         require_writable(file)
     wanted = _candidates(backends, device)

@@ -12,7 +12,7 @@ from functools import partial
 
 from ddpm_deploy.backends import BACKENDS
 from ddpm_deploy.backends.auto import NAME as AUTO
-from ddpm_deploy.cli import make_parser, run_command, words
+from ddpm_deploy.cli import PACKAGED, make_parser, run_command, words
 from ddpm_deploy.errors import BackendError
 from ddpm_deploy.serve.engine import CAPACITY, Engine
 from ddpm_deploy.serve.limits import TIMES_TRAINED, Limits
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         SettingsParser,
     )
     add = parser.add_argument
-    add("bundle", nargs="?", help="bundle folder or lone .onnx file; default: the digits model of this package")
+    add("bundle", nargs="?", help=f"bundle folder, lone .onnx file, or {PACKAGED}")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all of this machine's")
     add("--port", type=int, default=8000, help="0 takes any free one")
     add("--backend", choices=(*BACKENDS, AUTO), default="onnxruntime", help=f"runtime; {AUTO}: as `tune` chose it")

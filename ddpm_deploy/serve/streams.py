@@ -44,7 +44,7 @@ def open_streams(
     cannot share its threads out.
     """
     if not isinstance(bundle, Bundle):
-        bundle = read_bundle(bundle or default_bundle(), digest=digest, verify=False)
+        bundle = read_bundle(default_bundle() if bundle is None else bundle, digest=digest, verify=False)
     can_split = device == "cpu" and backend in SPLITTABLE
     total = (threads or usable_cpus()) if can_split else None
     _check(streams, total, f"{backend} on {device}")

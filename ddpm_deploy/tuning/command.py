@@ -12,7 +12,7 @@ from typing import Any
 
 from ddpm_deploy.backends import BACKENDS
 from ddpm_deploy.bundle import Defaults, check_target, default_bundle, read_bundle
-from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path
+from ddpm_deploy.cli import PACKAGED, make_parser, require_writable, run_command, some_path
 from ddpm_deploy.encoder import PROMPT
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.solvers import SOLVERS
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `tune --plan`."""
     parser = make_parser("tune", "Choose the timesteps of a plan that suit a model, by its own fine trajectories.")
     add = parser.add_argument
-    add("bundle", nargs="?", help="bundle folder; default: the digits model of this package")
+    add("bundle", nargs="?", help=f"bundle folder, or {PACKAGED}")
     add(FLAG, action="store_true", required=True, help="choose a plan; without it, `tune` chooses a backend")
     add("--nfe", type=int, required=True, help="evaluations of the network for one sample")
     add("--solver", choices=SOLVERS, metavar="NAME", help="a deterministic one; default: the bundle's")
@@ -64,7 +64,7 @@ def run(
     json: bool,
 ) -> None:
     """Choose, write and report; see `build_parser` for the arguments. plan: true, as it got here."""
-    read = read_bundle(bundle or default_bundle(), digest=digest)
+    read = read_bundle(default_bundle() if bundle is None else bundle, digest=digest)
     if out is not None:
         if out.suffix not in ENDINGS:
             raise ValueError(f"--out: got {out}, expected a name ending in {' or '.join(ENDINGS)}")

@@ -359,7 +359,7 @@ except Exception as error:
 def test_folder_that_cannot_be_made_gives_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(
-        BackendError, match=r"cannot be made: .*; give another folder with --cache or DDPM_DEPLOY_CACHE"
+        BackendError, match=r"cannot be made: .*; give another folder with DDPM_DEPLOY_CACHE, or --cache of build"
     ):
         EngineCache(tmp_path / "file" / "engines").store(KEY, ENGINE)
 
@@ -388,4 +388,4 @@ def test_folder_that_the_user_may_not_write_to_gives_one_clear_error() -> None:
     finally:
         folder.rmdir()
     assert done.stdout.startswith("BackendError"), done.stderr
-    assert "cannot be written: Permission denied; give another folder with --cache" in done.stdout
+    assert "cannot be written: Permission denied; give another folder with DDPM_DEPLOY_CACHE" in done.stdout

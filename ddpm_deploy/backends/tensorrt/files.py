@@ -66,4 +66,4 @@ def check_owner(folder: Path, status: os.stat_result) -> None:
 
 
 def _cannot(verb: str, error: OSError) -> str:
-    return f"cannot be {verb}: {error.strerror}; give another folder with --cache or DDPM_DEPLOY_CACHE"
+    return f"cannot be {verb}: {error.strerror}; give another folder with DDPM_DEPLOY_CACHE, or --cache of build"
