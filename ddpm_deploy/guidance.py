@@ -55,7 +55,8 @@ def checked_guidance(
     """
     weights = np.asarray(weight)
     if weights.shape not in ((), (n,)) or weights.dtype.kind not in "iuf" or not np.isfinite(weights).all():
-        raise ValueError(f"guidance: got {weights.dtype} {weights.shape}, expected a finite number or ({n},) of them")
+        got = f"{weights.dtype} {weights.shape}" if weights.ndim else repr(weight)
+        raise ValueError(f"guidance: got {got}, expected a finite number or ({n},) of them")
     if np.all(weights == 1):
         if interval is not None:
             raise ValueError("guidance_interval: given beside a guidance of 1, which it cannot change; give guidance")

@@ -108,9 +108,9 @@ def test_a_stream_is_guided_as_a_sample_is(sampler: Sampler) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance": "3"}, "guidance: got <U1"),
+        ({"guidance": "3"}, "guidance: got '3'"),
         ({"guidance": [1.0, 2.0]}, r"guidance: got float64 \(2,\), expected a finite number or \(4,\)"),
-        ({"guidance": np.nan}, "guidance: got float64"),
+        ({"guidance": np.nan}, "guidance: got nan"),
         ({"guidance": 2.0, "guidance_interval": (5, 1)}, "guidance_interval: got"),
         ({"guidance": 2.0, "guidance_interval": (5,)}, "guidance_interval: got"),
         ({"guidance_interval": (1, 5)}, "guidance_interval: given beside a guidance of 1"),
