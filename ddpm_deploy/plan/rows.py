@@ -55,9 +55,9 @@ class Row:
         The result is bitwise that of each row alone: the same products and sums of the same numbers.
         """
         first = rows[0]
-        if all(row is first for row in rows):
+        if rows.count(first) == len(rows):
             return first
-        if any(row.pattern != first.pattern for row in rows):
+        if len({row.pattern for row in rows}) > 1:
             raise ValueError("rows: got several patterns, expected one; stack those of each pattern apart")
         table = np.array([row._factors for row in rows])
         factors = iter(table.T.reshape(-1, len(rows), *[1] * rank))

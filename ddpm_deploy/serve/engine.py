@@ -277,7 +277,8 @@ class Engine:
         """Wait for samples and take them through a row; an error where the device did nothing for any."""
         batch = self._next_batch(worker)
         for sample in batch:
-            sample.handle.begin(time.monotonic())
+            if sample.stack is None:
+                sample.handle.begin(time.monotonic())
         begin = time.perf_counter()
         try:
             errors = self._steppers[worker].advance(batch) if batch else {}
@@ -313,7 +314,7 @@ class Engine:
         """Hand over what is finished, and make room."""
         with self._changed:
             self._line.stepped(len(batch), seconds)
-            finished = [s for s in batch if s in self._line and (s in errors or not s.left)]
+            finished = [s for s in batch if (s in errors or not s.left) and s in self._line]
             self._line.remove(finished)
             self._unsettled += len(finished)
             if finished:

@@ -43,12 +43,13 @@ def chosen(candidates: Iterable[Sample], buckets: Buckets) -> list[Sample]:
     candidates: in the order in which they are due.
     """
     batch: list[Sample] = []
-    lanes = 0
+    lanes, limit = 0, buckets.limit
     for sample in candidates:
-        if batch and sample.shape != batch[0].shape:
-            continue
-        if batch and lanes + sample.lanes > buckets.limit // sample.weight_in_memory:
-            break
+        if batch:
+            if sample.shape != batch[0].shape:
+                continue
+            if lanes + sample.lanes > limit // sample.weight_in_memory:
+                break
         batch.append(sample)
         lanes += sample.lanes
     room = buckets.room(lanes)

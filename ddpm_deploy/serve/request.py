@@ -103,7 +103,7 @@ def check_terms(priority: Any, deadline_s: Any, wait_s: Any, preview_every: Any)
 
 def is_whole(value: Any) -> bool:
     """Whether it is an integer, which a bool is not meant to be."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _is_time(value: Any) -> bool:

@@ -18,14 +18,15 @@ Array = NDArray[Any]
 
 @dataclass(eq=False)
 class Sample:
-    """Between two calls of the network; `row`, `stack` and `place` change, nothing else.
+    """Between two calls of the network, at a row; only `go_on` and `detach` change it.
 
     number: of the engine, in the order of arrival. index: its place in the request's result. seed, stream: sample
     `stream` of that seed. condition, null: tensors without a batch axis, toward which and away from which it is drawn.
     weights: (N,) of guidance at each row, None is 1. channels: how many of the network's output the plan takes.
     due: what the policy orders by. weight_in_memory: as how many samples of the trained size it counts. stack: the
     states of all samples that the last row was applied to as one, K arrays (B, *S), None before the first row; place:
-    which of them is its own.
+    which of them is its own. Of the present row: t, what the network is told; program, the row compiled; weight, of
+    guidance; lanes, how many places of a batch it takes, two where the network is asked with and without.
     """
 
     number: int
@@ -48,26 +49,13 @@ class Sample:
     def __post_init__(self) -> None:
         self.order = self.due, self.number
         self.rows = len(self.plan)
+        self._read_row()
 
-    @property
-    def t(self) -> float:
-        """What the network is told at the present row."""
-        return self.plan.times[self.row]
-
-    @property
-    def program(self) -> Row:
-        """The present row, compiled."""
-        return self.plan.row(self.row)
-
-    @property
-    def weight(self) -> float:
-        """Of guidance, at the present row."""
-        return 1.0 if self.weights is None else float(self.weights[self.row])
-
-    @property
-    def lanes(self) -> int:
-        """How many places of a batch the present row takes: two where the network is asked with and without."""
-        return 1 if self.weights is None or self.weight in (0.0, 1.0) else 2
+    def _read_row(self) -> None:
+        self.t: float = self.plan.times[self.row]
+        self.program: Row = self.plan.row(self.row)
+        self.weight = 1.0 if self.weights is None else float(self.weights[self.row])
+        self.lanes = 1 if self.weight in (0.0, 1.0) else 2
 
     @property
     def left(self) -> int:
@@ -88,6 +76,13 @@ class Sample:
     def noise(self) -> Array:
         """z of the present row, (1, *S)."""
         return row_noise(self.seed, [self.stream], self.row, self.shape)
+
+    def go_on(self, stack: list[Array], place: int) -> None:
+        """The present row was applied, and the next one is."""
+        self.stack, self.place = stack, place
+        self.row += 1
+        if self.row < self.rows:
+            self._read_row()
 
     def detach(self) -> None:
         """Copy the state out of the arrays of a batch that goes on without it."""

@@ -61,10 +61,11 @@ class Stepper:
         order = [sample for group, _ in groups for sample in group]
         m, errors = self._predictions(order, _joined([stack[0] for _, stack in groups]))
         begin = 0
-        for group, stack in groups:
-            if m is not None:
-                self._update(group, stack, m[begin : begin + len(group), : group[0].channels], errors)
-            begin += len(group)
+        with np.errstate(all="ignore"):  # what overflows shows in the next prediction, or in the end
+            for group, stack in groups:
+                if m is not None:
+                    self._update(group, stack, m[begin : begin + len(group), : group[0].channels], errors)
+                begin += len(group)
         self._running = {sample.number: sample for sample in order if sample not in errors and sample.left}
         return errors
 
@@ -128,8 +129,7 @@ class Stepper:
             group, stack, m = [group[i] for i in going], [images[going] for images in stack], m[going]
         row = Row.stack([sample.program for sample in group], stack[0].ndim - 1)
         z = _joined([sample.noise() for sample in group]) if row.draws else None
-        with np.errstate(all="ignore"):  # what overflows shows in the next prediction, or in the end
-            state, x0 = row.apply(stack, m, z)
+        state, x0 = row.apply(stack, m, z)
         for i, sample in enumerate(group):
             if sample.left == 1 and not np.isfinite(state[0][i]).all():
                 errors[sample] = NonFiniteError(f"row {sample.row} (t = {sample.t:g}): the sample is not finite")
@@ -137,8 +137,7 @@ class Stepper:
             if sample.handle.wants_preview(sample.row, sample.rows) and np.isfinite(x0[i]).all():
                 preview = Preview(sample.index, sample.row, sample.rows, sample.t, np.array(x0[i]))
                 sample.handle.show(preview)
-            sample.stack, sample.place = state, i
-            sample.row += 1
+            sample.go_on(state, i)
 
     def _detach_all_but(self, samples: Sequence[Sample]) -> None:
         """Copy the states of those that pause, or each would hold the memory of its whole batch."""
