@@ -59,10 +59,9 @@ def run_command(
     parser: argparse.ArgumentParser, run: Callable[..., int | None], argv: Sequence[str] | None = None
 ) -> int:
     """Parse `argv`, call `run` with the arguments, and turn expected errors into one line and exit code 2."""
-    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        return run(**vars(args)) or 0
+        return run(**vars(parser.parse_args(argv))) or 0
     except (DdpmDeployError, ValueError, OSError) as error:
         print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -121,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in COMMANDS:
         return _main_of(argv[0])(argv[1:])
     listing = "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ddpm-deploy",
         description="Take a denoising diffusion model from PyTorch to production.",
         epilog=f"commands:\n{listing}\n\n`ddpm-deploy NAME --help` tells more.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddpm_deploy.cli import make_parser, run_command
+from ddpm_deploy.cli import main, make_parser, run_command
 
 
 @pytest.mark.parametrize("error", [
@@ -46,3 +46,21 @@ def test_help_shows_the_defaults_that_there_are():
     text = parser.format_help()
     assert "a number (default: 0)" in text
     assert text.count("default") == 1
+
+
+def test_a_command_that_does_not_exist_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["smaple"])
+    said = capsys.readouterr().err
+    assert said.startswith("ddpm-deploy: error: argument NAME: invalid choice: 'smaple'")
+    assert said.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_one_line(capsys, monkeypatch):
+    def leaves() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    parser = make_parser("serve", "")
+    monkeypatch.setattr(parser, "parse_args", lambda _: leaves())
+    assert run_command(parser, lambda: None, []) == 2
+    assert capsys.readouterr().err == "ddpm-deploy serve: error: Broken pipe\n"

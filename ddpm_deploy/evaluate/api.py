@@ -20,6 +20,7 @@ from ddpm_deploy.evaluate.bound import ReverseChain, Task
 from ddpm_deploy.evaluate.data import RealData, conditions_for
 from ddpm_deploy.evaluate.features import Features
 from ddpm_deploy.evaluate.figures import Figures, Judge
+from ddpm_deploy.evaluate.jackknife import GROUPS
 from ddpm_deploy.evaluate.measure import Request, draw, measure_bound
 from ddpm_deploy.evaluate.pages import pictures_of
 from ddpm_deploy.evaluate.record import Evaluation, Runtime, Study
@@ -41,8 +42,8 @@ class Settings:
     """What the figures depend on, beside the bundle, the data and the features.
 
     bound: rows of the chain, "full" for all T, or None for no bound. bound_samples, draws: real samples, and draws of
-    noise for each. samples: how many are drawn. guidance, interval: as in `Sampler.sample`. weights: of guidance, at
-    which the first runtime draws as well.
+    noise for each. samples: how many are drawn, at least 10. guidance, interval: as in `Sampler.sample`. weights: of
+    guidance, at which the first runtime draws as well.
     """
 
     bound: int | str | None = 64
@@ -56,9 +57,9 @@ class Settings:
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("bound_samples", "draws", "samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        for name, least in {"bound_samples": 1, "draws": 1, "samples": GROUPS, "batch_size": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
         if self.bound not in (None, FULL) and not (isinstance(self.bound, int) and self.bound >= 2):
             raise ValueError(f"bound: got {self.bound!r}, expected {FULL!r}, at least 2 steps, or none")
 

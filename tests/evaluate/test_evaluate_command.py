@@ -201,7 +201,7 @@ def test_the_study_recommends_a_plan_and_writes_it_into_the_bundle(evaluate, tmp
         (["--write-default"], "--write-default: is of the study"),
         (["--study", "--solvers", "magic"], "--solvers: got 'magic'"),
         (["--bound", "1"], "bound: got 1, expected 'full', at least 2 steps"),
-        (["--num", "0"], "samples: got 0"),
+        (["--num", "9"], "samples: got 9, expected at least 10"),
         (["--guidance", "inf"], "guidance"),
         (["--plan", "p.json", "--solver", "ddim"], "--plan: given together with"),
     ],
