@@ -127,6 +127,11 @@ def test_a_spacing_that_nothing_comes_near_is_kept_and_no_plan_is_tried_twice(sa
     assert read_bundle(bundle).manifest.defaults.timesteps == tuple(spaced.t)
 
 
+def test_the_models_of_the_package_keep_their_defaults(capsys):
+    assert main(["digits", "--plan", "--nfe", "3", "--write-default"]) == 2
+    assert "is a model of this package; copy the folder" in capsys.readouterr().err
+
+
 def test_more_prompts_than_samples_are_refused(tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a red circle\n\na blue square\na white cross\n")
     words = ["--plan", "--nfe", "2", "--samples", "2", "--prompts", str(tmp_path / "prompts.txt")]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_deploy.backends import BACKENDS
-from ddpm_deploy.bundle import check_target, read_bundle
+from ddpm_deploy.bundle import read_bundle
 from ddpm_deploy.cli import make_parser, require_writable, run_command, some_path, words
 from ddpm_deploy.evaluate import study as studies
 from ddpm_deploy.evaluate.api import FULL, Evaluator, Settings, StudyLists, open_samplers, plan_from
@@ -25,7 +25,7 @@ from ddpm_deploy.evaluate.sections import lines
 from ddpm_deploy.evaluate.state import State
 from ddpm_deploy.solvers import SOLVERS
 from ddpm_deploy.spacing import SPACINGS
-from ddpm_deploy.tuning.defaults import write_defaults
+from ddpm_deploy.tuning.defaults import check_defaults_of, write_defaults
 
 NONE = "none"
 
@@ -121,7 +121,7 @@ def run(
     if out is not None:
         require_writable(out / JSON)
     if write_default:
-        check_target(read.root)
+        check_defaults_of(read)
     real = open_data(data, read.manifest, held_out, most)
     settings.check_guidance(real, read.manifest)
     left_out: dict[str, str] = {}

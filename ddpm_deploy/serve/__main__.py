@@ -146,6 +146,7 @@ def run(
         listener = stack.enter_context(listening(host, port))
         if token is None and is_open(listener):
             logger.warning("serve: whoever reaches %s may draw; set %s to ask for a token", host, TOKEN_VARIABLE)
+        logger.info("serve: samplers side by side: %d", len(engine.samplers))
         print(f"serving {engine.samplers[0].manifest.model.name} at {address(listener)}; Ctrl+C drains it", flush=True)
         bounds = Bounds(room_for(max_connections))
         server = DrainingServer(app, engine, drain_s, bounds, last_resort=partial(os._exit, 1))

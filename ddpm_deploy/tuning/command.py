@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_deploy.backends import BACKENDS
-from ddpm_deploy.bundle import Defaults, check_target, default_bundle, read_bundle
+from ddpm_deploy.bundle import Defaults, default_bundle, read_bundle
 from ddpm_deploy.cli import PACKAGED, make_parser, require_writable, run_command, some_path
 from ddpm_deploy.encoder import PROMPT
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.solvers import SOLVERS
-from ddpm_deploy.tuning.defaults import write_defaults
+from ddpm_deploy.tuning.defaults import check_defaults_of, write_defaults
 from ddpm_deploy.tuning.plan import SAMPLES, SEARCHED, TunedPlan, tune_plan
 
 FLAG = "--plan"
@@ -70,7 +70,7 @@ def run(
             raise ValueError(f"--out: got {out}, expected a name ending in {' or '.join(ENDINGS)}")
         require_writable(out)
     if write_default:
-        check_target(read.root)
+        check_defaults_of(read)
     condition = None if prompts is None else {PROMPT: _texts(prompts, samples)}
     with (
         Sampler.load(read, backend=backend, precision=precision, device=device, threads=threads) as sampler,

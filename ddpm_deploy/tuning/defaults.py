@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ddpm_deploy.bundle import METADATA_KEY, Bundle, Defaults, Manifest, ModelFile, to_metadata, write_bundle
 from ddpm_deploy.bundle.manifest import MANIFEST_NAME
+from ddpm_deploy.bundle.read import ASSETS
+from ddpm_deploy.bundle.write import check_target
 from ddpm_deploy.errors import BundleError
 from ddpm_deploy.job import plan_settings
 from ddpm_deploy.plan import Plan
 from ddpm_deploy.plan.feeds import no_guidance, no_noise, plan_tables
 from ddpm_deploy.solvers import make_plan
+
+
+def check_defaults_of(bundle: Bundle) -> None:
+    """Raise BundleError where `write_defaults` could not write, or should not: for long work, before it starts."""
+    if Path(bundle.root).resolve().is_relative_to(ASSETS):
+        raise BundleError(f"{bundle.root}: is a model of this package; copy the folder and give the copy")
+    check_target(bundle.root)
 
 
 def write_defaults(bundle: Bundle, defaults: Defaults) -> Bundle:

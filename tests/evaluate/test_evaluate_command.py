@@ -193,6 +193,12 @@ def test_the_study_recommends_a_plan_and_writes_it_into_the_bundle(evaluate, tmp
     assert (written.solver, written.steps) == (chosen["solver"], chosen["steps"])
 
 
+def test_the_models_of_the_package_keep_their_defaults(evaluate):
+    code, _, err = evaluate("--data", "digits", "--study", "--write-default", bundle="digits")
+    assert code == 2
+    assert "is a model of this package; copy the folder" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
