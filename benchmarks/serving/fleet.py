@@ -1,9 +1,9 @@
 """A fleet of engines, simulated event by event from the step times of one.
 
 A machine is the engine with its streams: each call takes the samples that are due first through one row, and lasts as
-long as it was measured to last for so many. A request goes to the machine that holds the fewest of two drawn at random
-(Mitzenmacher 2001), as a balancer by least connections sends it, and to its emptiest stream. Left out: the network
-between machines, HTTP, failures, bursts.
+long as it was measured to last for so many. A request goes to the emptiest stream of two machines drawn at random
+(Mitzenmacher 2001), about as a balancer by least connections sends it. Left out: the network between machines, HTTP,
+failures, bursts.
 """
 
 from __future__ import annotations

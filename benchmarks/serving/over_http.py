@@ -46,7 +46,7 @@ class Http:
         """Pictures a second in large requests, through HTTP and by the sampler here, in balanced order."""
         here: list[float] = []
         there: list[float] = []
-        with our_service(self.bundle, self.threads) as service:
+        with our_service(self.bundle, self.threads, "--streams", str(self.streams)) as service:
             check_service(service)
             for order in ("here", "there", "there", "here"):
                 if order == "here":
@@ -76,7 +76,7 @@ class Http:
         return rates
 
     def _contenders(self) -> Iterator[tuple[str, Serve, Sequence[str], float]]:
-        yield "our service", our_service, ("--capacity", str(CAPACITY)), GUESS_OURS
+        yield "our service", our_service, ("--streams", str(self.streams), "--capacity", str(CAPACITY)), GUESS_OURS
         for workers in sorted({1, self.streams}):
             name = "LitServe" if workers == 1 else f"LitServe, {workers} workers"
             yield name, litserve, ("--workers", str(workers)), GUESS_LITSERVE
@@ -89,7 +89,9 @@ class Http:
     def say_overload(self, base: float, seconds: float, capacity: int) -> None:
         """A service that holds few pictures, at a rate that it can answer and at ten times that."""
         found: dict[float, tuple[Trial, list[float]]] = {}
-        with our_service(self.bundle, self.threads, "--capacity", str(capacity)) as service:
+        with our_service(
+            self.bundle, self.threads, "--streams", str(self.streams), "--capacity", str(capacity)
+        ) as service:
             alone_s = _alone_s(service)
             for times in (1.0, 10.0):
                 rate = times * base

@@ -78,7 +78,7 @@ def judge_of_scenes(data: RealData, seed: int = 0) -> Features:
 
     judge, held = SceneJudge(seed, SCENE_STEPS), data.held_out
     raw = _in_batches(judge.features, data.known.x)
-    spread = float(np.sqrt(raw.var(axis=0).mean()))
+    spread = float(np.sqrt(raw.var(axis=0).mean())) or 1.0
     accuracy = None if held.facts is None else right(judge.read(held.x), held.facts)
     about = f"{SCENE_STEPS * SCENES} scenes{_sure(accuracy)}"
     size = raw.shape[1]

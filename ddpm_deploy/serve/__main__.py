@@ -138,10 +138,11 @@ def run(
                 streams=streams,
                 digest=digest,
             )
-            return Engine(samplers, buckets=buckets, capacity=capacity)
+            engine = Engine(samplers, buckets=buckets, capacity=capacity)
+            stack.callback(engine.close)
+            return engine
 
         engine = made_nicely(nice, make_engine)
-        stack.callback(engine.close)
         app = make_app(engine, limits, token, tracing)
         listener = stack.enter_context(listening(host, port))
         if token is None and is_open(listener):

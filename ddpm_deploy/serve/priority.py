@@ -12,8 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-HAS_THREADS_OF_THEIR_OWN = sys.platform == "linux"  # elsewhere it is the whole process that is nice
-DEFAULT_NICE = 10 if HAS_THREADS_OF_THEIR_OWN else 0
+NICE_IS_BY_THREAD = sys.platform == "linux"  # elsewhere it is the whole process that is nice, if at all
+DEFAULT_NICE = 10 if NICE_IS_BY_THREAD else 0
 MOST = 19
 
 Made = TypeVar("Made")
@@ -26,7 +26,9 @@ def made_nicely(nice: int, make: Callable[[], Made]) -> Made:
     """
     if not 0 <= nice <= MOST:
         raise ValueError(f"nice: got {nice}, expected 0 to {MOST}")
-    if nice and not HAS_THREADS_OF_THEIR_OWN:
-        raise ValueError(f"nice: got {nice}, but only Linux has a priority for each thread; leave it at 0")
+    if nice and not NICE_IS_BY_THREAD:
+        raise ValueError(f"nice: got {nice}, but that is the priority of a thread on Linux only; leave it at 0")
+    if not nice:
+        return make()
     with ThreadPoolExecutor(1, "loading", os.nice, (nice,)) as thread:
         return thread.submit(make).result()

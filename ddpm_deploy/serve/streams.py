@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ddpm_deploy.backends.base import usable_cpus
+from ddpm_deploy.backends.base import check_threads, usable_cpus
 from ddpm_deploy.bundle import Bundle, default_bundle, read_bundle
 from ddpm_deploy.sampler import Sampler
 from ddpm_deploy.serve.request import is_whole
 
-SPLITTABLE = ("onnxruntime", "openvino")  # torch's threads are the whole process's; `auto` was tuned with all of them
+# torch's threads are the whole process's, OpenVINO pins those of every sampler to the same cores, and what `auto` takes
+# was tuned with all of them
+SPLITTABLE = ("onnxruntime",)
 MOST = 8  # beyond it they wait for each other's Python
 SLOWER = 1.5  # what a call may be with half the threads, which at best is twice as slow
 LARGE_S = 0.02  # a call that takes longer gains from all its threads
@@ -38,15 +40,16 @@ def open_streams(
 ) -> Iterator[list[Sampler]]:
     """Samplers for an `Engine`, which end with the block.
 
-    streams: how many; None is one, or on a CPU with ONNX Runtime or OpenVINO as many, up to 8, as leave a sample that
-    is drawn alone nearly as fast, which is measured. threads: of all of them together, None is every CPU that the
+    streams: how many; None is one, or with ONNX Runtime on a CPU as many, up to 8, as let a sample that is drawn alone
+    take at most half as long again, which is measured. threads: of all of them together, None is every CPU that the
     process may use. The rest: see `Sampler.load`. Raises ValueError for more streams than threads, and where a backend
     cannot share its threads out.
     """
+    check_threads(threads)
     if not isinstance(bundle, Bundle):
         bundle = read_bundle(default_bundle() if bundle is None else bundle, digest=digest, verify=False)
     can_split = device == "cpu" and backend in SPLITTABLE
-    total = (threads or usable_cpus()) if can_split else None
+    total = None if not can_split else usable_cpus() if threads is None else threads
     _check(streams, total, f"{backend} on {device}")
     with ExitStack() as stack:
 
@@ -58,17 +61,21 @@ def open_streams(
             yield [load(threads)]
             return
         tried: dict[int, Sampler] = {}
-        if streams is None:
-            streams = useful_streams(lambda share: _call_s(tried.setdefault(share, load(share))), total)
-        share = total // streams
-        first = tried.pop(share) if share in tried else load(share)
+
+        def timed(share: int) -> float:
+            tried[share] = load(share)
+            return _call_s(tried[share])
+
+        count = useful_streams(timed, total) if streams is None else streams
+        shares = [total // count + (i < total % count) for i in range(count)]
+        samplers = [tried.pop(share) if share in tried else load(share) for share in shares]
         for other in tried.values():
             other.close()
-        yield [first, *(load(share) for _ in range(streams - 1))]
+        yield samplers
 
 
 def useful_streams(call_s: Callable[[int], float], total: int) -> int:
-    """How many leave a sample alone nearly as fast. call_s: seconds of a call of one sample, by its threads.
+    """How many leave a sample alone fast enough. call_s: seconds of a call of one sample, by its threads.
 
     Half the threads while these are so little slower; a slow call, of a large network, is not tried with fewer.
     """
@@ -78,7 +85,7 @@ def useful_streams(call_s: Callable[[int], float], total: int) -> int:
         if seconds > SLOWER * fastest:
             break
         streams, fastest = 2 * streams, min(seconds, fastest)
-    return min(total // (total // streams), MOST)  # of what was lost in halving an odd number
+    return streams
 
 
 def _call_s(sampler: Sampler) -> float:

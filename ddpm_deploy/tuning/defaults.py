@@ -21,7 +21,7 @@ from ddpm_deploy.solvers import make_plan
 
 def check_defaults_of(bundle: Bundle) -> None:
     """Raise BundleError where `write_defaults` could not write, or should not: for long work, before it starts."""
-    if Path(bundle.root).resolve().is_relative_to(ASSETS):
+    if Path(bundle.root).resolve().is_relative_to(ASSETS.resolve()):
         raise BundleError(f"{bundle.root}: is a model of this package; copy the folder and give the copy")
     check_target(bundle.root)
 

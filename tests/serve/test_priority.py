@@ -10,7 +10,7 @@ import pytest
 
 from ddpm_deploy.serve.priority import MOST, made_nicely
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="nice is of a thread on Linux only")
 
 
 def own_niceness() -> int:
@@ -43,6 +43,6 @@ def test_a_priority_that_does_not_exist_is_refused(nice: int) -> None:
 
 
 def test_where_threads_have_none_of_their_own_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddpm_deploy.serve.priority.HAS_THREADS_OF_THEIR_OWN", False)
-    with pytest.raises(ValueError, match="only Linux"):
+    monkeypatch.setattr("ddpm_deploy.serve.priority.NICE_IS_BY_THREAD", False)
+    with pytest.raises(ValueError, match="on Linux only"):
         made_nicely(1, lambda: None)
