@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import importlib
 import os
 from collections.abc import Iterator
@@ -54,9 +53,12 @@ def replacing(path: Path) -> Iterator[BufferedRandom]:
         unfinished.unlink(missing_ok=True)
 
 
-def sweep(path: Path) -> None:
-    """Remove the unfinished files that dead writers of `path` left; none where the system has no locks."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
+def sweep(folder: Path, names: str) -> None:
+    """Remove the unfinished files that dead writers left of files in a folder; none where the system has no locks.
+
+    names: of the files, a pattern of `glob`.
+    """
+    for left in folder.glob(f".{names}.*.new"):
         try:
             with left.open("rb") as stream:
                 if _lock(stream, wait=False):

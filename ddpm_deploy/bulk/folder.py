@@ -56,7 +56,7 @@ class SetFolder:
         if not (self.path / SET_FILE).exists():
             self._refuse_others()
             self._write_identity(identity)
-        sweep(self.path / SET_FILE)
+        sweep(self.path, "*")
         there = self.identity()
         if there == identity:
             self._claimed = _digest(there)
@@ -94,7 +94,7 @@ class SetFolder:
         with replacing(_beside(shard)) as stream:
             stream.write(json.dumps(to_dict(record)).encode())
         for file in (shard, _beside(shard)):
-            sweep(file)
+            sweep(self.path, file.name)
 
     def fault(self, shard: Path, start: int, samples: int) -> str | None:
         """What is wrong with a shard, of which every byte is read; None for nothing."""

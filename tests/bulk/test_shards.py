@@ -261,6 +261,17 @@ def test_an_error_or_ctrl_c_in_a_shard_leaves_whole_shards_only(
     assert verify_set(folder).faults == ("shard-000001.tar.json is missing",)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="nobody can tell there whether a writer is dead")
+def test_what_the_dead_left_of_a_shard_that_is_there_goes_with_the_next_run(guided_bundle, tmp_path: Path) -> None:
+    folder = SetFolder(tmp_path / "set")
+    with Sampler.load(guided_bundle) as sampler:
+        order = Order(sampler.plan(steps=1), num=4, shard_size=4, batch_size=4)
+        draw_set(sampler, order, folder, "sha256:0")
+        (folder.path / ".shard-000000.tar.0123456789abcdef.new").write_bytes(b"half")
+        assert draw_set(sampler, order, folder, "sha256:0") == 0
+    assert sorted(contents(folder.path)) == ["set.json", "shard-000000.tar", "shard-000000.tar.json"]
+
+
 def test_ten_kills_at_random_moments_change_no_bit_and_lose_no_picture(tmp_path: Path) -> None:
     if not hasattr(os, "fork"):
         pytest.skip("kills forked processes: there is no fork here")

@@ -210,7 +210,7 @@ def test_a_connection_that_is_gone_has_no_timers() -> None:
 def test_a_thousand_idle_streams_leave_nothing_behind() -> None:
     """Each asks for a picture and does not read; the engine's capacity bounds what is accepted."""
     sampler = numpy_sampler(shape=(1, 4, 4))
-    bounds = Bounds(connections=1200, head_s=1, stall_s=1)
+    bounds = Bounds(connections=1200, head_s=PATIENCE_S, stall_s=1)
     with serving(sampler, capacity=50, bounds=bounds) as (client, engine, server):
         files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
         body = b'{"stream": true, "steps": 50, "preview_every": 1}'
@@ -221,8 +221,7 @@ def test_a_thousand_idle_streams_leave_nothing_behind() -> None:
             each.sendall(request)
         until(lambda: engine.held == 50)
         sampler.backend.gate.open()
-        until(lambda: engine.held == 0)
-        assert client.post(steps=2).status == 200
+        until(lambda: client.post(steps=2).status == 200)  # once all that came in the meantime has been refused
         answers = [each.recv(12) for each in idle]
         assert {answer[9:] for answer in answers} == {b"200", b"429"}
         for each in idle:
