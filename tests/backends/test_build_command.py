@@ -142,7 +142,7 @@ def test_the_guides_example_gives_a_verified_engine(rtx: Adapter, tmp_path: Path
     code = guide.partition("```python\n")[2].partition("```")[0]
     monkeypatch.setenv("DDPM_DEPLOY_CACHE", str(tmp_path))
     names: dict[str, Any] = {}
-    exec(code.replace('"runs/digits/bundle"', repr(DIGITS)), names)
+    exec(code.replace('"runs/demo/bundle"', repr(DIGITS)), names)
     assert len(names["engine"]) == names["cache"].records()[0].size_bytes
 
 
