@@ -154,7 +154,7 @@ def run(
         service: Service = app.state.service
         service.when_failed = server.stop
         gc.collect()
-        gc.freeze()  # what was imported stays for good; to look through it took a fifth of the event loop's time
+        gc.freeze()  # what was imported stays for good, and need not be looked through again
         server.run(sockets=[listener])
         if service.failure is not None:
             raise BackendError(f"the warm-up failed: {service.failure}") from service.failure
