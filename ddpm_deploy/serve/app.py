@@ -7,8 +7,9 @@ import hmac
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -41,6 +42,8 @@ from ddpm_deploy.serve.stream import EventStream
 from ddpm_deploy.serve.tracing import Tracing
 
 NPY = "application/x-npy"
+SOON_STEPS = 128  # of all samples of a request; their plan is compiled within a few milliseconds
+SOON_PIXELS = 4096
 BODY = {"requestBody": {"content": {"application/json": {"schema": GenerationRequest.model_json_schema()}}}}
 DRAWN: dict[int | str, dict[str, Any]] = {
     200: {
@@ -94,16 +97,17 @@ class Service:
         self._check_room()
         body = await self._body(request)
         self._check_room()
-        wanted, handle = await asyncio.to_thread(self._submitted, body)
+        asked = _parsed(body)
+        submit = partial(self._submitted, asked)
+        wanted, handle = submit() if self._is_soon_submitted(asked) else await asyncio.to_thread(submit)
         self.metrics.accepted(handle)
         note: Note = request.state.note
         note.drawing, note.handle = wanted, handle
         if wanted.request.stream:
             return EventStream(self.engine, handle, wanted)
         samples = await _drawn(handle, request)
-        if samples is None:
-            raise ClientDisconnect
-        return await asyncio.to_thread(self._answer, samples, wanted)
+        answer = partial(self._answer, samples, wanted)
+        return answer() if _is_soon_encoded(samples) else await asyncio.to_thread(answer)
 
     def _check_room(self) -> None:
         """Refuse at once what would be refused later."""
@@ -111,13 +115,17 @@ class Service:
             raise EngineClosed("the service is warming up or draining")
         self.engine.check_room()
 
-    def _submitted(self, body: bytes) -> tuple[Drawing, Handle]:
+    def _is_soon_submitted(self, asked: GenerationRequest) -> bool:
+        """Whether a thread would take longer to begin with it: no text to encode, and not many rows to compile."""
+        reads = self.sampler.manifest.tokenizer is not None and asked.prompt
+        steps = asked.steps or self.sampler.manifest.defaults.steps or self.limits.max_steps
+        return not reads and asked.n * steps <= SOON_STEPS
+
+    def _submitted(self, asked: GenerationRequest) -> tuple[Drawing, Handle]:
         """Hand a request to the engine; what is wrong with it is status 400."""
-        try:
-            wanted = drawing(parsed(body), self.sampler, self.limits)
+        with _status_400():
+            wanted = drawing(asked, self.sampler, self.limits)
             return wanted, self.engine.submit(**wanted.arguments)
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
 
     def _answer(self, samples: Array, wanted: Drawing) -> Response:
         if wanted.request.response_format == "npy":
@@ -208,22 +216,39 @@ def make_app(
     return app
 
 
-async def _drawn(handle: Handle, request: Request) -> Array | None:
-    """The samples, or None where the client went away, which cancels the request."""
-    gone = asyncio.create_task(_disconnected(request))
-    drawn = asyncio.ensure_future(_awaited(handle))
+async def _drawn(handle: Handle, request: Request) -> Array:
+    """The samples; ClientDisconnect where the client went away, which cancels the request."""
+    drawn = handle.in_loop()
+    gone = asyncio.create_task(_cancel_when_gone(drawn, request))
     try:
-        await asyncio.wait({drawn, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return await drawn if drawn.done() else None
+        return await drawn
+    except asyncio.CancelledError:
+        if gone.done():
+            raise ClientDisconnect from None
+        raise
     finally:
         gone.cancel()
-        drawn.cancel()
 
 
-async def _awaited(handle: Handle) -> Array:
-    return await handle
-
-
-async def _disconnected(request: Request) -> None:
+async def _cancel_when_gone(drawn: asyncio.Future[Array], request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    drawn.cancel()
+
+
+def _parsed(body: bytes) -> GenerationRequest:
+    with _status_400():
+        return parsed(body)
+
+
+def _is_soon_encoded(samples: Array) -> bool:
+    """Whether a thread would take longer to begin with the files."""
+    return len(samples) * samples.shape[-1] * samples.shape[-2] <= SOON_PIXELS
+
+
+@contextmanager
+def _status_400() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None

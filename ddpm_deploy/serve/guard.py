@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ddpm_deploy.serve.problems import Problem
 
 MAX_HEAD_BYTES = 16384
-HEAD_END = re.compile(rb"\n\r?\n")
+MAX_PIPELINED = 16  # requests that wait for the answer to the one before; after them the connection is closed
 SPARE_CONNECTIONS = 64  # which are told that there is no room; more are not even told
 OTHER_FILES = 256  # of the model, its runtime and the log
+NO_HTTP = Problem(400, "not a request of HTTP/1.1")
+TOO_LONG = Problem(431, f"the head of the request has more than {MAX_HEAD_BYTES} bytes")
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,19 @@ class Bounds:
     stall_s: float = 30.0
 
 
-class GuardedProtocol(H11Protocol):
+class Part(Enum):
+    """What comes next of a request; NONE where the last one is complete, and nothing of another has come."""
+
+    HEAD = auto()
+    BODY = auto()
+    NONE = auto()
+
+
+class _Refusal(Exception):
+    """Stops the parser."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
     """One connection, by uvicorn's own protocol, and closed where its client takes too long."""
 
     def __init__(self, *args: Any, bounds: Bounds, refused: Callable[[int], object], **options: Any) -> None:
@@ -43,7 +57,9 @@ class GuardedProtocol(H11Protocol):
         self._ending: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
-        self._crowded = False
+        self._crowded = self._full = False
+        self._part, self._problem = Part.HEAD, NO_HTTP
+        self._received = self._parsed = self._hosts = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -62,26 +78,85 @@ class GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._full:
             return
         if self._crowded:
             self._refuse(Problem(503, "the service has no connection left; ask again", {"Retry-After": "1"}))
             return
-        if self.conn.their_state is h11.IDLE and _is_too_long(self.conn.trailing_data[0] + data):
-            self._refuse(Problem(431, f"the head of the request has more than {MAX_HEAD_BYTES} bytes"))
-            return
-        super().data_received(data)
-        if self._owes():
+        if self._part is Part.HEAD:
+            self._received += len(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
+        if self._part is Part.HEAD and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(TOO_LONG)
+        if self._owes() and not self.transport.is_closing():
             self._expect_more()
         else:
             self._expect_no_more()
+
+    # -- what the parser finds ------------------------------------------------------------------------------------
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:  # before the body, which would be taken for another protocol
+            head = self._head_without_offer()
+            self.parser = httptools.HttpRequestParser(self)
+            self._feed(head + data[stop.args[0] :])
+        except httptools.HttpParserError:
+            if not self._full:
+                self._refuse(self._problem)
+
+    def _head_without_offer(self) -> bytes:
+        """The request that is read, without the protocol that its client would rather speak."""
+        kept = [name + b": " + value + b"\r\n" for name, value in self.headers if name != b"upgrade"]
+        return b"%b %b HTTP/1.1\r\n%b\r\n" % (self.parser.get_method(), self.url, b"".join(kept))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._part is not Part.HEAD:  # which it is on a new connection
+            self._part, self._received = Part.HEAD, 0
+        self._parsed = self._hosts = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._parse(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._parse(len(name) + len(value) + len(": \r\n"))
+        self._hosts += self.headers[-1][0] == b"host"
+
+    def on_headers_complete(self) -> None:
+        if self._hosts != 1 and self.parser.get_http_version() != "1.0" or self.parser.get_method() == b"CONNECT":
+            raise _Refusal
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._full, self.cycle.keep_alive = True, False
+            raise _Refusal
+        if not self.parser.should_upgrade():
+            self._part = Part.BODY
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+            self._part, self._received = Part.NONE, 0
+
+    def _parse(self, count: int) -> None:
+        """Count bytes of a head, also where all of it comes at once."""
+        self._parsed += count
+        if self._parsed > MAX_HEAD_BYTES:
+            self._problem = TOO_LONG
+            raise _Refusal
+
+    # -- patience -------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
         """The client has its answer; what is left of its request must not take forever."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._end_soon()
-        elif self._owes() and (self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]):
+        elif self._owes():
             self._expect_more()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -100,14 +175,9 @@ class GuardedProtocol(H11Protocol):
             self._stalled.cancel()
             self._stalled = None
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer in the form of all other errors."""
-        self._refuse(Problem(400, "not a request of HTTP/1.1"))
-
     def _owes(self) -> bool:
         """Whether the client's next bytes are what everything waits for."""
-        answered = self.cycle is None or self.cycle.response_complete
-        return self.conn.their_state is h11.IDLE or (self.conn.their_state is h11.SEND_BODY and answered)
+        return self._part is not Part.NONE and (self.cycle is None or self.cycle.response_complete)
 
     def _expect_more(self) -> None:
         if self._patience is None:
@@ -130,22 +200,21 @@ class GuardedProtocol(H11Protocol):
         """Answer, unless an answer has begun, and close."""
         self._refused(problem.status)
         logger.debug("refused with status %d: %s", problem.status, problem.message)
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps(problem.body).encode()
-            headers = {**problem.headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
-            head = [(name.encode(), value.encode()) for name, value in {**headers, "Connection": "close"}.items()]
-            response = h11.Response(status_code=problem.status, headers=head)
-            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
-            self.transport.close()
-            self._end_soon()
-        else:
+        if self.pipeline or self._is_answering():
             self.transport.abort()
+            return
+        if self.cycle is not None:  # whoever waits for the rest of its request
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        body = json.dumps(problem.body).encode()
+        headers = {**problem.headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
+        head = "".join(f"{name}: {value}\r\n" for name, value in {**headers, "Connection": "close"}.items())
+        self.transport.write(STATUS_LINE[problem.status] + head.encode() + b"\r\n" + body)
+        self.transport.close()
+        self._end_soon()
 
-
-def _is_too_long(received: bytes) -> bool:
-    """Whether a request that begins so has too long a head; h11 minds only those that come in pieces."""
-    return len(received) > MAX_HEAD_BYTES and HEAD_END.search(received, 0, MAX_HEAD_BYTES) is None
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
 
 
 def room_for(connections: int) -> int:

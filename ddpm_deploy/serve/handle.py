@@ -97,7 +97,11 @@ class Handle:
 
     def __await__(self) -> Generator[Any, None, Array]:
         """As `result`; cancelling the task that waits cancels the request."""
-        return asyncio.wrap_future(self._future).__await__()
+        return self.in_loop().__await__()
+
+    def in_loop(self) -> asyncio.Future[Array]:
+        """A future of the running event loop; cancelling it cancels the request."""
+        return asyncio.wrap_future(self._future)
 
     async def __aiter__(self) -> AsyncIterator[Preview]:
         async for news in self.follow():

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from ddpm_deploy.serve.app import Service
 from ddpm_deploy.serve.engine import Engine
-from ddpm_deploy.serve.guard import MAX_HEAD_BYTES, Bounds, GuardedProtocol
+from ddpm_deploy.serve.guard import Bounds, GuardedProtocol
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 15
@@ -52,7 +52,6 @@ class DrainingServer(uvicorn.Server):
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=ANSWER_S,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             loop="auto",
             http=cast(Any, partial(GuardedProtocol, bounds=bounds or Bounds(), refused=_counter(app))),
             ws="none",

@@ -20,8 +20,9 @@ pytest.importorskip("uvicorn", reason="the HTTP service needs it")
 from numpy_network import PATIENCE_S, numpy_sampler
 from numpy_service import PATH, Client, serving
 
-from ddpm_deploy.serve.guard import Bounds, room_for
+from ddpm_deploy.serve.guard import MAX_PIPELINED, Bounds, room_for
 
+ASK_NO_MORE = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
 
 
@@ -112,8 +113,13 @@ def test_a_body_that_nobody_waits_for_is_closed(connection: socket.socket) -> No
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nA B: c\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
-    ids=["TLS", "no host", "negative", "two lengths", "space"],
+    ids=["TLS", "no host", "negative", "lengths", "space", "hosts", "chunked too", "CONNECT", "HTTP/2", "no ASCII"],
 )
 def test_what_is_no_request_is_status_400_in_the_usual_form(connection: socket.socket, head: bytes) -> None:
     with contextlib.suppress(ConnectionResetError, BrokenPipeError):
@@ -139,6 +145,54 @@ def test_a_head_has_a_limit_in_one_piece_and_in_many(connection: socket.socket, 
             connection.sendall(head[begin : begin + piece])
             time.sleep(0.001)
     assert rest(connection).startswith(b"HTTP/1.1 431")
+
+
+def test_the_head_of_a_second_request_has_a_limit_while_the_first_is_drawn() -> None:
+    sampler = numpy_sampler(shape=(1, 4, 4))
+    with serving(sampler) as (client, engine, _), connect(client) as connection:
+        sampler.backend.gate.shut()
+        connection.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}")
+        sampler.backend.gate.await_call()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(1000):
+                connection.sendall(b"GET / HTTP/1.1\r\nX-Long: " + b"a" * 1000)
+                time.sleep(0.001)
+        assert rest(connection)[:12] in (b"", b"HTTP/1.1 431")
+        until(lambda: engine.held == 0)
+        sampler.backend.gate.open()
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/metrics"])
+def test_requests_sent_at_once_are_answered_in_turn(connection: socket.socket, path: str) -> None:
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 10 + ASK_NO_MORE)
+    assert rest(connection).count(b"HTTP/1.1 200 OK") == 11
+
+
+def test_of_too_many_sent_at_once_the_first_are_answered(connection: socket.socket) -> None:
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+    answers = rest(connection)
+    assert 1 < answers.count(b"HTTP/1.1 200 OK") <= MAX_PIPELINED + 1
+    assert answers.count(b"HTTP/1.1") == answers.count(b"HTTP/1.1 200 OK")
+    assert answers.count(b"connection: close") == 1, "the last one says so"
+
+
+def test_who_offers_another_protocol_is_answered_in_this_one(connection: socket.socket) -> None:
+    """As Java's client does with its first requests."""
+    body = b'{"steps": 1}'
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    for _ in range(2):
+        connection.sendall(HEAD + upgrade + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_in_chunks_is_read(connection: socket.socket) -> None:
+    connection.sendall(HEAD + b'Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\n{"ste\r\n')
+    time.sleep(0.05)
+    connection.sendall(b'7\r\nps": 1}\r\n0\r\n\r\n')
+    assert rest(connection).startswith(b"HTTP/1.1 200")
 
 
 def test_garbage_in_a_body_is_cut_off(connection: socket.socket) -> None:
