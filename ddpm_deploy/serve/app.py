@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -92,9 +93,7 @@ class Service:
             self.warm = True
 
     async def generate(self, request: Request) -> Response:
-        """One request from its bytes to its pictures."""
-        self.check_token(request)
-        self._check_room()
+        """One request, which was admitted, from its bytes to its pictures."""
         body = await self._body(request)
         self._check_room()
         asked = _parsed(body)
@@ -109,8 +108,12 @@ class Service:
         answer = partial(self._answer, samples, wanted)
         return answer() if _is_soon_encoded(samples) else await asyncio.to_thread(answer)
 
+    def admit(self, headers: Headers) -> None:
+        """Refuse a request for pictures before anything of it but its head is looked at."""
+        self.check_token(headers)
+        self._check_room()
+
     def _check_room(self) -> None:
-        """Refuse at once what would be refused later."""
         if not self.ready:
             raise EngineClosed("the service is warming up or draining")
         self.engine.check_room()
@@ -132,9 +135,9 @@ class Service:
             return Response(npy(samples), media_type=NPY, headers={"X-Seed": str(wanted.arguments["seed"])})
         return JSONResponse(response(samples, wanted, self.sampler.manifest).model_dump())
 
-    def check_token(self, request: Request) -> None:
+    def check_token(self, headers: Headers) -> None:
         """Status 401 unless the client may ask."""
-        given = request.headers.get("authorization", "").encode()
+        given = headers.get("authorization", "").encode()
         if self._token is not None and not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
             raise HTTPException(401, "the bearer token is missing or wrong", {"WWW-Authenticate": "Bearer"})
 
@@ -192,7 +195,7 @@ def make_app(
     @app.get("/v1/models", responses={401: ERRORS[401]})
     async def models(request: Request) -> ServedModels:
         """The model served, and what may be asked of it."""
-        service.check_token(request)
+        service.check_token(request.headers)
         return ServedModels(data=[described])
 
     @app.get("/healthz", responses={503: {"description": "The warm-up or every device has failed."}})
@@ -212,7 +215,7 @@ def make_app(
 
     add_page(app)
     answer_problems(app)
-    app.add_middleware(Journal, metrics=service.metrics, tracing=tracing)
+    app.add_middleware(Journal, admit=service.admit, metrics=service.metrics, tracing=tracing)
     return app
 
 

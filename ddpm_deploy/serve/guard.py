@@ -128,7 +128,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._hosts += self.headers[-1][0] == b"host"
 
     def on_headers_complete(self) -> None:
-        if self._hosts != 1 and self.parser.get_http_version() != "1.0" or self.parser.get_method() == b"CONNECT":
+        if (self._hosts != 1 and self.parser.get_http_version() != "1.0") or self.parser.get_method() == b"CONNECT":
             raise _Refusal
         if len(self.pipeline) >= MAX_PIPELINED:
             self._full, self.cycle.keep_alive = True, False

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,10 +68,16 @@ current: ContextVar[Note | None] = ContextVar("request", default=None)
 
 
 class Journal:
-    """Middleware: every answer has an id, also that of a defect of ours."""
+    """Middleware: every answer has an id, also that of a defect of ours.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None) -> None:
-        self._app, self._metrics, self._tracing = app, metrics, tracing
+    admit: raises what a request for pictures is refused with, by its headers; the application, which would take longer
+    to refuse it, then hears nothing of it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, admit: Callable[[Headers], None], metrics: Metrics, tracing: Tracing | None
+    ) -> None:
+        self._app, self._admit, self._metrics, self._tracing = app, admit, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,6 +103,8 @@ class Journal:
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send, note: Note) -> None:
         try:
+            if note.for_pictures:
+                self._admit(Headers(scope=scope))
             await self._app(scope, receive, send)
         except ClientDisconnect:
             return

@@ -34,7 +34,9 @@ class TextFormatter(logging.Formatter):
         """As text."""
         shown = [_moment(record), f"{record.levelname}:", record.getMessage()]
         shown += [f"{name}={value}" for name, value in _fields(record).items()]
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(shown))
+        line = " ".join(shown)
+        if not line.isprintable():
+            line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
         return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
 
 
