@@ -23,6 +23,7 @@ LOOK_EVERY = 16  # arrivals, at whether a trial is lost
 START_S = 0.05
 GRAIN_S = 0.001  # of a flood: who would wake for each request would take a core from the server
 GIVE_UP_S = 300.0
+RUN_IN = 3  # times as many as are under way at once
 
 Float = NDArray[np.float64]
 
@@ -213,10 +214,15 @@ def _await(handles: Sequence[Answer], answers: _Answers, own_s: Float, stop_when
 
 
 def in_closed_loop(submit: Submit, at_once: int, count: int) -> float:
-    """Requests a second with so many always under way, over `count` of them; all kinds as often."""
-    kinds = np.random.default_rng(0).permutation(np.arange(count) % len(MIX)).tolist()
-    tickets, answered = iter(enumerate(kinds)), iter(range(count))
-    last_while_full: Future[float] = Future()
+    """Requests a second with so many always under way, over `count` of them; all kinds as often.
+
+    Those that come first do not count: until they have made room, too few of the long kinds are under way.
+    """
+    first, total = RUN_IN * at_once, (RUN_IN + 1) * at_once + count
+    kinds = np.random.default_rng(0).permutation(np.arange(total) % len(MIX)).tolist()
+    tickets, answered = iter(enumerate(kinds)), iter(range(1, total + 1))
+    times: dict[int, float] = {}
+    over: Future[None] = Future()
 
     def begin_next() -> None:
         ticket = next(tickets, None)
@@ -225,14 +231,17 @@ def in_closed_loop(submit: Submit, at_once: int, count: int) -> float:
             submit(MIX[kind], number).add_done_callback(end_one)
 
     def end_one(_: Any) -> None:
-        if next(answered) == count - at_once:
-            last_while_full.set_result(time.perf_counter())
+        number = next(answered)
+        if number in (first, first + count):
+            times[number] = time.perf_counter()
+        if number == total:
+            over.set_result(None)
         begin_next()
 
-    begin = time.perf_counter()
     for _ in range(at_once):
         begin_next()
-    return (count - at_once + 1) / (last_while_full.result(GIVE_UP_S) - begin)
+    over.result(GIVE_UP_S)
+    return count / (times[first + count] - times[first])
 
 
 @dataclass(frozen=True)

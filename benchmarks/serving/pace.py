@@ -40,17 +40,20 @@ class Pace:
 
 
 def measure_pace(samplers: Sequence[Sampler], batches: Sequence[int], budget_s: float = BUDGET_S) -> Pace:
-    """Medians of as many calls as the budget allows; alone is on the first sampler while the others are idle."""
+    """Of as many calls as the budget allows. Alone is the median, on the first sampler while the others are idle; full
+    is the mean, as the time of all calls is what a rate comes from."""
     for sampler in samplers:
         for kind in MIX:
             sampler.sample(1, solver=kind.solver, steps=kind.steps)
-    alone = tuple(_median_s(samplers[:1], kind, 1, budget_s, IDLE_S) for kind in MIX)
-    full = {batch: tuple(_median_s(samplers, kind, batch, budget_s) for kind in MIX) for batch in batches}
+    alone = tuple(statistics.median(_calls_s(samplers[:1], kind, 1, budget_s, IDLE_S)) for kind in MIX)
+    full = {
+        batch: tuple(statistics.fmean(_calls_s(samplers, kind, batch, budget_s)) for kind in MIX) for batch in batches
+    }
     return Pace(alone, full, len(samplers))
 
 
-def _median_s(samplers: Sequence[Sampler], kind: Kind, batch: int, budget_s: float, idle_s: float = 0.0) -> float:
-    """Of one call, while each sampler makes them."""
+def _calls_s(samplers: Sequence[Sampler], kind: Kind, batch: int, budget_s: float, idle_s: float = 0.0) -> list[float]:
+    """Of each call, while all samplers make them."""
     until = time.perf_counter() + budget_s
 
     def seconds(sampler: Sampler) -> list[float]:
@@ -62,10 +65,8 @@ def _median_s(samplers: Sequence[Sampler], kind: Kind, batch: int, budget_s: flo
             found.append(time.perf_counter() - begin)
         return found
 
-    if len(samplers) == 1:
-        return statistics.median(seconds(samplers[0]))
     with ThreadPoolExecutor(len(samplers)) as pool:
-        return statistics.median(second for found in pool.map(seconds, samplers) for second in found)
+        return [second for found in pool.map(seconds, samplers) for second in found]
 
 
 def engine_steps(

@@ -64,11 +64,13 @@ class Line:
             self._deadlines[handle] = deadline
 
     def candidates(self, worker: int) -> Iterable[Sample]:
-        """Those that a worker may take, in the order in which they are due; no more of the new ones than its share."""
-        if not self._waiting:
-            return self._own[worker]
-        share = -(-len(self._waiting) // self._workers)
-        return heapq.merge(self._own[worker], self._waiting[:share], key=_order)
+        """Those that a worker may take, in the order in which they are due: its own, and so many new ones that it then
+        has as many as the others, if these take the rest."""
+        own = self._own[worker]
+        fair = -(-len(self._held) // max(1, self._workers))
+        if not self._waiting or len(own) >= fair:
+            return own
+        return heapq.merge(own, self._waiting[: fair - len(own)], key=_order)
 
     def take(self, worker: int, batch: Iterable[Sample]) -> None:
         """A worker goes on with these."""
@@ -98,7 +100,8 @@ class Line:
                 self._deadlines.pop(sample.handle, None)
 
     def left_by(self, worker: int) -> list[Sample]:
-        """Let go of what a worker had, and name it."""
+        """Go on without a worker; let go of what it had, and name it."""
+        self._workers -= 1
         lost = list(self._own[worker])
         self.remove(lost)
         return lost
