@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.serving.load import Trial
 
 LOWEST, HIGHEST = 0.05, 1.25  # times the ceiling
+WANTED = 0.85  # times the ceiling; the target, which is one of the rates that are tried
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,8 @@ class Search:
 
 def steps_between(ceiling: float, ratio: float) -> list[float]:
     """What is tried: rates from a small share of the ceiling to beyond it, each `ratio` times the last."""
-    found = [LOWEST * ceiling]
-    while found[-1] < HIGHEST * ceiling:
-        found.append(found[-1] * ratio)
-    return found
+    below, above = (int(math.log(end / WANTED, ratio)) for end in (LOWEST, HIGHEST))
+    return [WANTED * ceiling * ratio**i for i in range(below, above + 1)]
 
 
 def search(offer: Callable[[float], Trial], among: Sequence[float], start: float) -> Search:

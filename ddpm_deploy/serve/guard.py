@@ -102,6 +102,7 @@ class GuardedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as stop:  # before the body, which would be taken for another protocol
             head = self._head_without_offer()
             self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
             self._feed(head + data[stop.args[0] :])
         except httptools.HttpParserError:
             if not self._full:
@@ -110,7 +111,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def _head_without_offer(self) -> bytes:
         """The request that is read, without the protocol that its client would rather speak."""
         kept = [name + b": " + value + b"\r\n" for name, value in self.headers if name != b"upgrade"]
-        return b"%b %b HTTP/1.1\r\n%b\r\n" % (self.parser.get_method(), self.url, b"".join(kept))
+        first = f"HTTP/{self.parser.get_http_version()}\r\n".encode()
+        return b"%b %b %b%b\r\n" % (self.parser.get_method(), self.url, first, b"".join(kept))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

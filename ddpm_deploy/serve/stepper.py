@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Stepper:
         self._channels = sampler.manifest.sample_shape[0]
         (self._output,) = (spec.name for spec in sampler.backend.outputs)
         self._running: dict[int, Sample] = {}
-        self._conditions: tuple[Any, dict[str, Array]] = ((), {})
+        self._conditions: tuple[Sequence[Mapping[str, Array]], dict[str, Array]] = ((), {})
 
     def advance(self, samples: Sequence[Sample]) -> dict[Sample, Exception]:
         """Take each sample through one row, or tell what it failed with. All are of one shape."""
@@ -84,22 +85,22 @@ class Stepper:
 
         First come the lanes of all samples, then those away from the condition of the ones that are guided.
         """
-        weights = np.array([sample.weight for sample in order], np.float32)
-        guided = np.flatnonzero((weights != 0) & (weights != 1))
-        t = np.array([sample.t for sample in order], np.float32)
-        if guided.size:
-            x, t = np.concatenate([x, x[guided]]), np.concatenate([t, t[guided]])
-        feeds = {"x": x, "t": t, **self._condition(order, weights, guided)}
-        self.tally.lanes += len(t)
+        guided = [i for i, sample in enumerate(order) if sample.lanes == 2]
+        lanes = [*order, *(order[i] for i in guided)]
+        t = np.array([sample.t for sample in lanes], np.float32)
+        if guided:
+            x = np.concatenate([x, x[guided]])
+        feeds = {"x": x, "t": t, **self._condition(order, guided)}
+        self.tally.lanes += len(lanes)
         m, failed = evaluate(self._run, feeds, self.buckets)
-        lanes = [*range(len(order)), *guided.tolist()]
-        errors = {order[lanes[lane]]: error for lane, error in failed.items()}
+        errors = {lanes[lane]: error for lane, error in failed.items()}
         if m is None:
             return None, errors
-        errors |= _not_finite(m, [order[lane] for lane in lanes], errors)
-        if guided.size:
+        errors |= _not_finite(m, lanes, errors)
+        if guided:
+            weights = np.array([order[i].weight for i in guided], np.float32)
             with np.errstate(all="ignore"):  # of samples that failed
-                m[guided] = blend(m[guided], m[len(order) :], weights[guided], self._channels)
+                m[guided] = blend(m[guided], m[len(order) :], weights, self._channels)
         return m, errors
 
     def _run(self, feeds: Mapping[str, Array]) -> Array:
@@ -107,16 +108,17 @@ class Stepper:
         self.tally.places += len(feeds["t"])
         return self._backend.run(feeds)[self._output]
 
-    def _condition(self, order: Sequence[Sample], weights: Array, guided: Array) -> dict[str, Array]:
-        """The conditions of all lanes, kept while the same samples go on."""
+    def _condition(self, order: Sequence[Sample], guided: Sequence[int]) -> dict[str, Array]:
+        """The conditions of all lanes, kept while the same lanes go on."""
         if not order[0].condition:
             return {}
-        key = ([sample.number for sample in order], (weights == 0).tolist(), guided.tolist())
-        if self._conditions[0] != key:
-            lanes = [s.null if w == 0 else s.condition for s, w in zip(order, weights, strict=True)]
-            lanes += [order[i].null for i in guided]
-            self._conditions = key, {name: np.stack([lane[name] for lane in lanes]) for name in lanes[0]}
-        return self._conditions[1]
+        wanted = [sample.null if sample.weight == 0 else sample.condition for sample in order]
+        wanted += [order[i].null for i in guided]
+        kept, tensors = self._conditions
+        if len(kept) != len(wanted) or not all(map(is_, kept, wanted)):
+            tensors = {name: np.stack([lane[name] for lane in wanted]) for name in wanted[0]}
+            self._conditions = wanted, tensors
+        return tensors
 
     # -- the update -----------------------------------------------------------------------------------------------
 
@@ -131,10 +133,14 @@ class Stepper:
         z = _joined([sample.noise() for sample in group]) if row.draws else None
         state, x0 = row.apply(stack, m, z)
         for i, sample in enumerate(group):
-            if sample.left == 1 and not np.isfinite(state[0][i]).all():
+            if sample.row + 1 == sample.rows and not np.isfinite(state[0][i]).all():
                 errors[sample] = NonFiniteError(f"row {sample.row} (t = {sample.t:g}): the sample is not finite")
                 continue
-            if sample.handle.wants_preview(sample.row, sample.rows) and np.isfinite(x0[i]).all():
+            if (
+                sample.handle.preview_every
+                and sample.handle.wants_preview(sample.row, sample.rows)
+                and np.isfinite(x0[i]).all()
+            ):
                 preview = Preview(sample.index, sample.row, sample.rows, sample.t, np.array(x0[i]))
                 sample.handle.show(preview)
             sample.go_on(state, i)

@@ -188,6 +188,21 @@ def test_who_offers_another_protocol_is_answered_in_this_one(connection: socket.
         assert answer.startswith(b"HTTP/1.1 200")
 
 
+def test_requests_may_be_cut_anywhere(guarded) -> None:
+    client, _ = guarded
+    body = b'{"steps": 1}'
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    sent = HEAD + upgrade + b"Content-Length: %d\r\n\r\n" % len(body) + body + ASK_NO_MORE
+    for cut in range(1, len(sent), 5):
+        with connect(client) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            connection.sendall(sent[:cut])
+            time.sleep(0.001)
+            connection.sendall(sent[cut:])
+            statuses = re.findall(rb"HTTP/1.1 (\d+)", rest(connection))
+        assert statuses == [b"200", b"200"], f"cut at {cut}: {sent[cut - 10 : cut + 10]!r}"
+
+
 def test_a_body_in_chunks_is_read(connection: socket.socket) -> None:
     connection.sendall(HEAD + b'Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\n{"ste\r\n')
     time.sleep(0.05)
