@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ddpm_deploy import arguments
 from ddpm_deploy.asked import chosen_plan, opening, words_in_turn
 from ddpm_deploy.backends import BACKENDS
 from ddpm_deploy.backends.auto import NAME as AUTO
+from ddpm_deploy.bench.machine import memory_bytes
 from ddpm_deploy.bulk.command import draw_shards, verify_shards
 from ddpm_deploy.bulk.files import FORMATS
 from ddpm_deploy.bulk.order import SHARD_SIZE
@@ -120,6 +124,8 @@ def draw_pictures(asked: argparse.Namespace) -> int:
         if asked.print_plan:
             print(plan, file=sys.stderr if asked.json else sys.stdout)
         n = asked.num if given["x_T"] is None else len(given["x_T"])
+        channels, *size = sampler.manifest.sample_shape
+        _check_memory(n, (channels, *(asked.size or size)))
         conditions |= taken(words_in_turn(asked, sampler.manifest), range(n))
         request = {"n": n, "plan": plan, "seed": asked.seed, "start": asked.start, "size": asked.size, **given,
                    "condition": conditions, "guidance": asked.guidance,
@@ -159,6 +165,16 @@ def _drawn(sampler: Sampler, request: dict[str, Any], asked: argparse.Namespace,
     if request["n"] > asked.batch_size:
         raise ValueError(f"--animate: shows one batch; got {request['n']} samples in batches of {asked.batch_size}")
     return write_animation(sampler.stream(**request), request["plan"].nfe, asked.animate, look)
+
+
+def _check_memory(n: int, shape: Sequence[int]) -> None:
+    """ValueError for more samples than half of the machine's memory holds; the other half goes to their pictures."""
+    needed, memory = n * math.prod(shape) * np.dtype(np.float32).itemsize, memory_bytes()
+    if memory is not None and needed > memory / 2:
+        raise ValueError(
+            f"--num: {n} samples take {needed / 2**30:.3g} GiB, and this machine has {memory / 2**30:.3g}; "
+            "ask for fewer, or draw them into files as you go, with --shards"
+        )
 
 
 def _sentence(report: dict[str, Any], out: Path, animate: Path | None) -> str:

@@ -115,6 +115,7 @@ def test_conditions_come_from_files(labelled_bundle: Path, tmp_path: Path, monke
         (["--out", "x.npy", "--option", "steps=5"], "--option steps"),
         (["--out", "x.npy", "--option", "schedule=1"], "--option schedule"),
         (["--out", "x.npy", "--x-T", "broken.npy"], "broken.npy: not a .npy file"),
+        (["--out", "x.npy", "--num", str(10**12)], "with --shards"),
         (["--out", "x.npy", "--num", "40", "--animate", "x.gif"], "--animate: shows one batch"),
     ],
 )

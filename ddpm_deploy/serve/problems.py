@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ddpm_deploy.errors import BackendError, DdpmDeployError, DeadlineExceeded, EngineClosed, NonFiniteError, QueueFull
+from ddpm_deploy.serve.generation import GenerationRequest
 
 CLOSED_RETRY_AFTER_S = 1.0
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -30,24 +31,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Problem:
-    """What went wrong, as far as the client is concerned."""
+    """What went wrong, as far as the client is concerned. param: the field of the request that it is about."""
 
     status: int
     message: str
     headers: dict[str, str] = field(default_factory=dict)
+    param: str | None = None
 
     @property
     def body(self) -> dict[str, Any]:
         """As OpenAI's API has it."""
         kind = "invalid_request_error" if 400 <= self.status < 500 and self.status != 429 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": None, "code": self.status}}
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.status}}
 
 
 def problem_of(error: Exception) -> Problem:
     """The problem that an error is to the client; what it cannot help is logged."""
     match error:
         case HTTPException():
-            return Problem(error.status_code, error.detail, dict(error.headers or {}))
+            name = error.detail.partition(":")[0]
+            param = name if error.status_code == 400 and name in GenerationRequest.model_fields else None
+            return Problem(error.status_code, error.detail, dict(error.headers or {}), param)
         case QueueFull():
             return Problem(429, str(error), _retry_after(error.retry_after_s))
         case EngineClosed():

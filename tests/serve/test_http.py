@@ -235,6 +235,8 @@ def test_a_wrong_field_is_named_with_status_400(grey, fields: dict[str, Any], me
     assert answer.status == 400
     assert answer.message.startswith(message)
     assert answer.body["error"]["type"] == "invalid_request_error"
+    named = message.partition(":")[0]
+    assert answer.body["error"]["param"] == (None if named in ("quality", "promt") else named)
 
 
 @pytest.mark.parametrize(
