@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from ddpm_deploy import arguments
@@ -14,6 +16,9 @@ from ddpm_deploy.job import plan_settings
 from ddpm_deploy.plan import Plan
 from ddpm_deploy.solvers import make_plan
 from ddpm_deploy.turns import Turns, turns_of_words
+
+SHOWN_WORDS = 5
+logger = logging.getLogger(__name__)
 
 
 def opening(asked: argparse.Namespace) -> dict[str, Any]:
@@ -43,13 +48,18 @@ def words_in_turn(asked: argparse.Namespace, manifest: Manifest) -> Turns:
     if asked.prompt and asked.prompt_file is not None:
         raise ValueError("--prompt: given together with --prompt-file; choose one")
     labels = arguments.lines(asked.label_file) if asked.label_file else (asked.label or "").split(",")
-    turns = turns_of_words(
-        labels if asked.label is not None or asked.label_file else (),
-        arguments.lines(asked.prompt_file) if asked.prompt_file else asked.prompt,
-        manifest,
-    )
+    prompts = arguments.lines(asked.prompt_file) if asked.prompt_file else asked.prompt
+    turns = turns_of_words(labels if asked.label is not None or asked.label_file else (), prompts, manifest)
+    _warn_of_unknown(prompts, manifest)
     given = {pair.partition("=")[0] for pair in asked.condition}
     for name in given & turns.keys():
         flag = "--prompt" if name == PROMPT else "--label"
         raise ValueError(f"{flag}: given together with --condition {name}; choose one")
     return turns
+
+
+def _warn_of_unknown(prompts: Sequence[str], manifest: Manifest) -> None:
+    unknown = [] if manifest.tokenizer is None else manifest.tokenizer.unknown(prompts)
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:SHOWN_WORDS])) + (", ..." if len(unknown) > SHOWN_WORDS else "")
+        logger.warning("--prompt: the model was not taught %s, and is likely to draw something else", shown)

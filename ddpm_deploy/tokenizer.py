@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -83,6 +83,11 @@ class Tokenizer:
                 "shorten it, or use words that the model knows"
             )
         return numbers
+
+    def unknown(self, texts: Iterable[str]) -> list[str]:
+        """The words of texts that are spelled byte by byte, each once."""
+        found = dict.fromkeys(word for text in texts for word in normalise(text).split())
+        return [word for word in found if word not in self._numbers]
 
     def decode(self, numbers: Sequence[int] | NDArray[np.int64]) -> str:
         """The text of one row, as `normalise` has it; bytes that are no UTF-8 become the replacement character."""

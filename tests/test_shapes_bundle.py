@@ -14,6 +14,7 @@ from ddpm_deploy import Sampler
 from ddpm_deploy.bundle import PACKAGED, default_bundle, read_bundle
 from ddpm_deploy.errors import BundleError
 from ddpm_deploy.parity.__main__ import main as parity
+from ddpm_deploy.sample import main
 from ddpm_deploy.shapes.caption import captions
 from ddpm_deploy.shapes.judge import SceneJudge
 from ddpm_deploy.shapes.render import render
@@ -98,3 +99,14 @@ def test_the_command_draws_a_prompt_without_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "4 samples, unipc with 12 evaluations" in done.stdout
+
+
+def test_words_that_the_model_was_not_taught_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["shapes", "--num", "1", "--steps", "1", "--out", "cat.png"]
+    assert main([*words, "--prompt", "a red circle"]) == 0
+    assert not caplog.messages
+    assert main([*words, "--prompt", "a red cat"]) == 0
+    assert caplog.messages == ["--prompt: the model was not taught 'cat', and is likely to draw something else"]

@@ -52,6 +52,12 @@ def test_a_known_word_is_one_number_and_another_is_its_bytes(tokenizer: Tokenize
     assert tokenizer.encode("ox")[:3].tolist() == [1 + ord("o"), 1 + ord("x"), PADDING]
 
 
+def test_unknown_words_are_those_that_are_spelled(tokenizer: Tokenizer) -> None:
+    word = tokenizer.vocabulary[0]
+    assert tokenizer.unknown([f"{word.upper()} gizmo", f"gizmo {word} widget"]) == ["gizmo", "widget"]
+    assert tokenizer.unknown([word, ""]) == []
+
+
 def test_two_spelled_words_are_not_one(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("o x")[:4].tolist() == [1 + ord("o"), 1 + ord(" "), 1 + ord("x"), PADDING]
 
