@@ -176,7 +176,7 @@ def test_a_defect_outside_of_a_step_leaves_nobody_waiting(sampler: Sampler, monk
     engine = Engine(sampler)
     first = engine.submit(steps=3)
     sampler.backend.gate.await_call()
-    monkeypatch.setattr(engine, place, defect)
+    monkeypatch.setattr(engine._workers[0], place, defect)
     second = engine.submit(steps=3)
     sampler.backend.gate.open()
     for handle in (first, second):
@@ -195,7 +195,7 @@ def test_a_device_without_memory_even_for_zeros_is_given_up(sampler: Sampler, mo
     engine = Engine(sampler)
     for _ in range(3):
         assert isinstance(engine.submit(steps=3).outcomes(PATIENCE_S)[0], MemoryError)
-    engine._threads[0].join(PATIENCE_S)
+    engine._workers[0].join(PATIENCE_S)
     assert not engine.alive
     engine.close()
 
@@ -208,7 +208,7 @@ def test_a_warm_up_leaves_out_what_memory_does_not_suffice_for(
     assert largest_fitting(sizes, sampler.warmup) == expected
     with Engine(sampler, buckets=sizes) as engine:
         engine.warmup()
-        assert engine._steppers[0].buckets.sizes[-1] <= expected
+        assert engine._workers[0].stepper.buckets.sizes[-1] <= expected
         assert engine.submit(30, steps=2).result(PATIENCE_S).shape == (30, *SHAPE)
 
 
@@ -254,7 +254,7 @@ def test_close_waits_no_longer_than_it_is_told(sampler: Sampler) -> None:
         handle.result(0)
     sampler.backend.gate.open()
     engine.close()
-    assert not engine._threads[0].is_alive()
+    assert not engine._workers[0].is_alive()
 
 
 # -- buckets --------------------------------------------------------------------------------------------------------
