@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +37,7 @@ EXTRAS = {
     "parity": "cpu,export",
     "bench": "bench",
 }
+PIPE_CLOSED = 141  # as shells say of a command that SIGPIPE ended
 PACKAGED = "digits (default) or shapes, the package's own"
 
 
@@ -61,7 +63,13 @@ def run_command(
     """Parse `argv`, call `run` with the arguments, and turn expected errors into one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        return run(**vars(parser.parse_args(argv))) or 0
+        code = run(**vars(parser.parse_args(argv))) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who read the output has seen enough
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        return PIPE_CLOSED
     except (DdpmDeployError, ValueError, OSError) as error:
         print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
         return 2
