@@ -118,7 +118,7 @@ def test_http_throughput(study: Study, bench: Bench) -> None:
     slow = is_slow(study)
     if not bench.options.full:
         bench.leave_out("serving through HTTP", "only with --full")
-    _http(study, bench).say_throughput(study.sampler, 4 if slow else 60, 0.97 if slow else None)
+    _http(study, bench).say_throughput(study.streams, 4 if slow else 60, 0.97 if slow else None)
 
 
 def test_http_goodput(study: Study, bench: Bench) -> None:

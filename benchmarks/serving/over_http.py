@@ -42,20 +42,21 @@ class Http:
     ratio: float
     say: Say
 
-    def say_throughput(self, sampler: Sampler, requests: int, target: float | None) -> None:
-        """Pictures a second in large requests, through HTTP and by the sampler here, in balanced order."""
+    def say_throughput(self, samplers: Sequence[Sampler], requests: int, target: float | None) -> None:
+        """Pictures a second in large requests, through HTTP and by the same samplers here, in balanced order."""
         here: list[float] = []
         there: list[float] = []
         with our_service(self.bundle, self.threads, "--streams", str(self.streams)) as service:
             check_service(service)
             for order in ("here", "there", "there", "here"):
                 if order == "here":
-                    here.append(_in_process(sampler, requests))
+                    here.append(_in_process(samplers, requests))
                 else:
                     there.append(_through(service, requests))
         share = statistics.mean(there) / statistics.mean(here)
         what = f"{SOLVER} {STEPS}, {BATCH} pictures a request"
-        self.say(figure=f"throughput, {what}", contender="sampler", value=statistics.mean(here), unit="pictures/s")
+        name = "sampler" if len(samplers) == 1 else f"{len(samplers)} streams"
+        self.say(figure=f"throughput, {what}", contender=name, value=statistics.mean(here), unit="pictures/s")
         self.say(figure=f"throughput, {what}", contender="our service", value=statistics.mean(there), unit="pictures/s")
         goal = {} if target is None else {"target": f"≥ {100 * target:g}", "met": share >= target}
         self.say(figure="through HTTP, of in process", contender="our service", value=100 * share, unit="%", **goal)
@@ -145,11 +146,19 @@ def _median_s(service: Service, kind: int) -> float:
     return statistics.median(seconds)
 
 
-def _in_process(sampler: Sampler, requests: int) -> float:
-    """Pictures a second."""
+def _in_process(samplers: Sequence[Sampler], requests: int) -> float:
+    """Pictures a second, while each sampler draws a request."""
+
+    def draw(sampler: Sampler, seeds: range) -> None:
+        for seed in seeds:
+            sampler.sample(BATCH, solver=SOLVER, steps=STEPS, seed=seed, batch_size=BATCH)
+
+    streams = len(samplers)
     begin = time.perf_counter()
-    for seed in range(requests):
-        sampler.sample(BATCH, solver=SOLVER, steps=STEPS, seed=seed, batch_size=BATCH)
+    with ThreadPoolExecutor(streams) as threads:
+        shares = [range(i, requests, streams) for i in range(streams)]
+        for done in [threads.submit(draw, *each) for each in zip(samplers, shares, strict=True)]:
+            done.result()
     return requests * BATCH / (time.perf_counter() - begin)
 
 
