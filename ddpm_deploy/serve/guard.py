@@ -89,7 +89,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._feed(data)
         if self._part is Part.HEAD and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(TOO_LONG)
-        if self._owes() and not self.transport.is_closing():
+        if self._is_answered() and not self.transport.is_closing():  # so what came is no whole request
             self._expect_more()
         else:
             self._expect_no_more()
@@ -158,7 +158,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._end_soon()
-        elif self._owes():
+        elif self._part is not Part.NONE and self._is_answered():
             self._expect_more()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -177,9 +177,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stalled.cancel()
             self._stalled = None
 
-    def _owes(self) -> bool:
+    def _is_answered(self) -> bool:
         """Whether the client's next bytes are what everything waits for."""
-        return self._part is not Part.NONE and (self.cycle is None or self.cycle.response_complete)
+        return self.cycle is None or self.cycle.response_complete
 
     def _expect_more(self) -> None:
         if self._patience is None:

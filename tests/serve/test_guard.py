@@ -94,6 +94,13 @@ def test_a_second_request_that_drips_is_closed_too(connection: socket.socket) ->
     assert b"HTTP/1.1 408" in answers
 
 
+def test_blank_lines_between_requests_do_not_keep_a_connection(connection: socket.socket) -> None:
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    connection.sendall(b"\r\n")
+    assert b"HTTP/1.1 408" in rest(connection)
+
+
 def test_a_body_that_nobody_waits_for_is_closed(connection: socket.socket) -> None:
     connection.sendall(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
     assert connection.recv(4096).startswith(b"HTTP/1.1 405")
