@@ -43,7 +43,7 @@ from ddpm_deploy.serve.stream import EventStream
 from ddpm_deploy.serve.tracing import Tracing
 
 NPY = "application/x-npy"
-SOON_STEPS = 128  # of all samples of a request; their plan is compiled within a few milliseconds
+SOON_STEPS = 64  # a plan that is compiled within a few milliseconds
 SOON_PIXELS = 4096
 BODY = {"requestBody": {"content": {"application/json": {"schema": GenerationRequest.model_json_schema()}}}}
 DRAWN: dict[int | str, dict[str, Any]] = {
@@ -94,6 +94,7 @@ class Service:
 
     async def generate(self, request: Request) -> Response:
         """One request, which was admitted, from its bytes to its pictures."""
+        self.check_token(request.headers)  # again, whatever the paths that lead here
         body = await self._body(request)
         self._check_room()
         asked = _parsed(body)
@@ -121,8 +122,8 @@ class Service:
     def _is_soon_submitted(self, asked: GenerationRequest) -> bool:
         """Whether a thread would take longer to begin with it: no text to encode, and not many rows to compile."""
         reads = self.sampler.manifest.tokenizer is not None and asked.prompt
-        steps = asked.steps or self.sampler.manifest.defaults.steps or self.limits.max_steps
-        return not reads and asked.n * steps <= SOON_STEPS
+        usual = None if asked.solver else self.sampler.manifest.defaults.steps
+        return not reads and (asked.steps or usual or self.limits.max_steps) <= SOON_STEPS
 
     def _submitted(self, asked: GenerationRequest) -> tuple[Drawing, Handle]:
         """Hand a request to the engine; what is wrong with it is status 400."""

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ddpm_deploy.serve.problems import Problem
 
@@ -59,7 +59,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stalled: asyncio.TimerHandle | None = None
         self._crowded = self._full = False
         self._part, self._problem = Part.HEAD, NO_HTTP
-        self._received = self._parsed = self._hosts = 0
+        self._since_progress = self._head_bytes = self._hosts = 0
+        self._under_way: RequestResponseCycle | None = None  # the others wait behind it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -72,6 +73,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_no_more()
+        self._unset_keepalive_if_required()
+        self._leave()
         self.resume_writing()
         if self._ending is not None:
             self._ending.cancel()
@@ -83,13 +86,11 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._crowded:
             self._refuse(Problem(503, "the service has no connection left; ask again", {"Retry-After": "1"}))
             return
-        if self._part is Part.HEAD:
-            self._received += len(data)
-        self._unset_keepalive_if_required()
+        self._since_progress += len(data)
         self._feed(data)
-        if self._part is Part.HEAD and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._since_progress > MAX_HEAD_BYTES and not (self._full or self.transport.is_closing()):
             self._refuse(TOO_LONG)
-        if self._is_answered() and not self.transport.is_closing():  # so what came is no whole request
+        if self._owes() and not self.transport.is_closing():
             self._expect_more()
         else:
             self._expect_no_more()
@@ -102,11 +103,13 @@ class GuardedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as stop:  # before the body, which would be taken for another protocol
             head = self._head_without_offer()
             self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
             self._feed(head + data[stop.args[0] :])
         except httptools.HttpParserError:
-            if not self._full:
+            if self._problem is TOO_LONG or self._part is Part.BODY or self._is_answered():
                 self._refuse(self._problem)
+            else:  # after the requests before it are answered
+                self._full, self.cycle.keep_alive = True, False
 
     def _head_without_offer(self) -> bytes:
         """The request that is read, without the protocol that its client would rather speak."""
@@ -116,38 +119,50 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         if self._part is not Part.HEAD:  # which it is on a new connection
-            self._part, self._received = Part.HEAD, 0
-        self._parsed = self._hosts = 0
+            self._part, self._since_progress = Part.HEAD, 0
+        self._head_bytes = self._hosts = 0
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        self._parse(len(url))
+        self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + len(":\r\n"))
+        if self._part is Part.BODY:  # a trailer, which is no header
+            return
         super().on_header(name, value)
-        self._parse(len(name) + len(value) + len(": \r\n"))
-        self._hosts += self.headers[-1][0] == b"host"
+        name = self.headers[-1][0]
+        self._hosts += name == b"host"
+        if name == b"transfer-encoding" and value.lower() != b"chunked":
+            raise _Refusal
 
     def on_headers_complete(self) -> None:
         if (self._hosts != 1 and self.parser.get_http_version() != "1.0") or self.parser.get_method() == b"CONNECT":
             raise _Refusal
         if len(self.pipeline) >= MAX_PIPELINED:
-            self._full, self.cycle.keep_alive = True, False
             raise _Refusal
         if not self.parser.should_upgrade():
-            self._part = Part.BODY
             super().on_headers_complete()
+            self._part, self._since_progress = Part.BODY, 0
+            self._unset_keepalive_if_required()
+            if not self.pipeline:
+                self._under_way = self.cycle
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._since_progress = 0
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
             super().on_message_complete()
-            self._part, self._received = Part.NONE, 0
+            self._part, self._since_progress = Part.NONE, 0
 
-    def _parse(self, count: int) -> None:
+    def _count(self, count: int) -> None:
         """Count bytes of a head, also where all of it comes at once."""
-        self._parsed += count
-        if self._parsed > MAX_HEAD_BYTES:
+        self._head_bytes += count
+        if self._head_bytes > MAX_HEAD_BYTES:
             self._problem = TOO_LONG
             raise _Refusal
 
@@ -155,10 +170,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The client has its answer; what is left of its request must not take forever."""
+        if self.pipeline:
+            self._under_way = self.pipeline[-1][0]
         super().on_response_complete()
         if self.transport.is_closing():
             self._end_soon()
-        elif self._part is not Part.NONE and self._is_answered():
+        elif self._owes():
             self._expect_more()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -177,8 +194,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stalled.cancel()
             self._stalled = None
 
-    def _is_answered(self) -> bool:
+    def _owes(self) -> bool:
         """Whether the client's next bytes are what everything waits for."""
+        return self._part is not Part.NONE and self._is_answered()
+
+    def _is_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _expect_more(self) -> None:
@@ -202,12 +222,12 @@ class GuardedProtocol(HttpToolsProtocol):
         """Answer, unless an answer has begun, and close."""
         self._refused(problem.status)
         logger.debug("refused with status %d: %s", problem.status, problem.message)
-        if self.pipeline or self._is_answering():
+        begun = self.cycle is not None and self.cycle.response_started
+        answers = not (self.pipeline or (begun and (self._part is Part.BODY or not self.cycle.response_complete)))
+        self._leave()
+        if not answers:
             self.transport.abort()
             return
-        if self.cycle is not None:  # whoever waits for the rest of its request
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
         body = json.dumps(problem.body).encode()
         headers = {**problem.headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
         head = "".join(f"{name}: {value}\r\n" for name, value in {**headers, "Connection": "close"}.items())
@@ -215,8 +235,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
         self._end_soon()
 
-    def _is_answering(self) -> bool:
-        return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+    def _leave(self) -> None:
+        """Tell the request under way that nobody waits for its answer, and forget those behind it."""
+        self.pipeline.clear()
+        if self._under_way is not None:
+            self._under_way.disconnected = True
+            self._under_way.message_event.set()
 
 
 def room_for(connections: int) -> int:

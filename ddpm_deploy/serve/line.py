@@ -12,6 +12,7 @@ from ddpm_deploy.serve.handle import Handle
 from ddpm_deploy.serve.sample import Sample
 
 PACE_MEMORY = 0.9
+PATIENCE = 8  # steps of workers that leave a sample to one who has fewer
 WAIT_S = (0.1, 60.0)
 UNKNOWN_WAIT_S = 1.0
 
@@ -41,6 +42,7 @@ class Line:
         self._deadlines: dict[Handle, float] = {}
         self._of: dict[Handle, list[Sample]] = {}
         self._pace = 0.0
+        self._passed_by = 0
         self.clock = 0.0
 
     def __len__(self) -> int:
@@ -65,17 +67,22 @@ class Line:
 
     def candidates(self, worker: int) -> Iterable[Sample]:
         """Those that a worker may take, in the order in which they are due: its own, and so many new ones that it then
-        has as many as the others, if these take the rest."""
+        has as many as the others, if these take the rest; or one more, where these do not come for it."""
         own = self._own[worker]
-        fair = -(-len(self._held) // max(1, self._workers))
-        if not self._waiting or len(own) >= fair:
+        if not self._waiting:
             return own
-        return heapq.merge(own, self._waiting[: fair - len(own)], key=_order)
+        room = -(-len(self._held) // self._workers) - len(own)
+        if room <= 0:
+            self._passed_by += 1
+            room = int(self._passed_by > PATIENCE)
+        return heapq.merge(own, self._waiting[:room], key=_order)
 
     def take(self, worker: int, batch: Iterable[Sample]) -> None:
         """A worker goes on with these."""
         own = self._own[worker]
         new = [sample for sample in batch if sample.stack is None]
+        if new:
+            self._passed_by = 0
         for sample in new:
             _discard(self._waiting, sample)
             insort(own, sample, key=_order)

@@ -136,11 +136,7 @@ class Stepper:
             if sample.row + 1 == sample.rows and not np.isfinite(state[0][i]).all():
                 errors[sample] = NonFiniteError(f"row {sample.row} (t = {sample.t:g}): the sample is not finite")
                 continue
-            if (
-                sample.handle.preview_every
-                and sample.handle.wants_preview(sample.row, sample.rows)
-                and np.isfinite(x0[i]).all()
-            ):
+            if sample.handle.wants_preview(sample.row, sample.rows) and np.isfinite(x0[i]).all():
                 preview = Preview(sample.index, sample.row, sample.rows, sample.t, np.array(x0[i]))
                 sample.handle.show(preview)
             sample.go_on(state, i)

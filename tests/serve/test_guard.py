@@ -94,11 +94,14 @@ def test_a_second_request_that_drips_is_closed_too(connection: socket.socket) ->
     assert b"HTTP/1.1 408" in answers
 
 
-def test_blank_lines_between_requests_do_not_keep_a_connection(connection: socket.socket) -> None:
+def test_blank_lines_between_requests_do_not_keep_a_connection(connection: socket.socket, guarded) -> None:
+    _, server = guarded
     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     assert connection.recv(4096).startswith(b"HTTP/1.1 200")
-    connection.sendall(b"\r\n")
-    assert b"HTTP/1.1 408" in rest(connection)
+    connection.sendall(b"\r\n\r\n")
+    time.sleep(0.05)
+    (protocol,) = server.server_state.connections
+    assert protocol.timeout_keep_alive_task is not None
 
 
 def test_a_body_that_nobody_waits_for_is_closed(connection: socket.socket) -> None:
@@ -122,11 +125,24 @@ def test_a_body_that_nobody_waits_for_is_closed(connection: socket.socket) -> No
         b"GET / HTTP/1.1\r\nHost: x\r\nA B: c\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
-    ids=["TLS", "no host", "negative", "lengths", "space", "hosts", "chunked too", "CONNECT", "HTTP/2", "no ASCII"],
+    ids=[
+        "TLS",
+        "no host",
+        "negative",
+        "lengths",
+        "space",
+        "hosts",
+        "chunked too",
+        "gzip",
+        "CONNECT",
+        "HTTP/2",
+        "no ASCII",
+    ],
 )
 def test_what_is_no_request_is_status_400_in_the_usual_form(connection: socket.socket, head: bytes) -> None:
     with contextlib.suppress(ConnectionResetError, BrokenPipeError):
@@ -217,6 +233,60 @@ def test_a_body_in_chunks_is_read(connection: socket.socket) -> None:
     assert rest(connection).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("trailer", [b"X: " + b"a" * 100_000, b"X: a\r\n" * 5000], ids=["long", "many"])
+def test_what_follows_a_body_has_a_limit_too(connection: socket.socket, trailer: bytes) -> None:
+    sent = 0
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
+        for begin in range(0, len(trailer), 1000):
+            sent += connection.send(trailer[begin : begin + 1000])
+            time.sleep(0.001)
+    assert b"HTTP/1.1 431" in rest(connection) or sent < 50_000
+
+
+def test_what_follows_a_body_is_no_header() -> None:
+    body = b"c\r\n" + b'{"steps": 1}' + b"\r\n0\r\nAuthorization: Bearer t\r\nX-Request-Id: trailer\r\n\r\n"
+    with serving(numpy_sampler(shape=(1, 4, 4)), token="t") as (client, *_), connect(client) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + body)
+        answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert b"trailer" not in answer
+
+
+def test_a_client_that_goes_with_a_request_behind_the_first_cancels_it(caplog: pytest.LogCaptureFixture) -> None:
+    sampler = numpy_sampler(shape=(1, 4, 4))
+    with serving(sampler) as (client, engine, server):
+        sampler.backend.gate.shut()
+        with connect(client) as connection:
+            connection.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}" + ASK_NO_MORE)
+            sampler.backend.gate.await_call()
+            assert engine.held == 1
+        until(lambda: engine.held == 0)
+        sampler.backend.gate.open()
+        until(lambda: not server.server_state.tasks)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_garbage_behind_requests_does_not_take_their_answers(connection: socket.socket, before: int) -> None:
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * before + b"no HTTP\r\n\r\n")
+    answers = rest(connection)
+    assert answers.count(b"HTTP/1.1 200") == before
+    assert answers.count(b"connection: close") == 1
+
+
+def test_a_request_is_answered_once(connection: socket.socket) -> None:
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    connection.sendall(b"zz\r\n")
+    assert b"HTTP/1.1" not in rest(connection)
+
+
+def test_many_short_headers_are_no_long_head(connection: socket.socket) -> None:
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost:x\r\nConnection:close\r\n" + b"a:b\r\n" * 3000 + b"\r\n")
+    assert rest(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_garbage_in_a_body_is_cut_off(connection: socket.socket) -> None:
     connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzzz\r\n")
     assert rest(connection).startswith(b"HTTP/1.1 400")
@@ -224,12 +294,18 @@ def test_garbage_in_a_body_is_cut_off(connection: socket.socket) -> None:
 
 def test_a_client_that_does_not_read_is_cut_off(guarded) -> None:
     client, server = guarded
-    with socket.socket() as deaf:
+    stalled = False
+    with socket.socket() as deaf, contextlib.suppress(ConnectionResetError, BrokenPipeError):
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect(("127.0.0.1", client.port))
-        deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
         until(lambda: server.server_state.connections)
-        until(lambda: not server.server_state.connections)
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
+            time.sleep(0.04)
+            stalled = stalled or any(each._stalled for each in list(server.server_state.connections))
+    assert stalled
+    until(lambda: not server.server_state.connections)
 
 
 def test_idle_connections_keep_nobody_out_for_long(guarded) -> None:

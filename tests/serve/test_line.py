@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ddpm_deploy.serve.line import Line
+from ddpm_deploy.serve.line import PATIENCE, Line
 
 
 @pytest.fixture
@@ -56,6 +56,17 @@ def test_who_finishes_first_goes_on_first(numbers: Iterator[int]) -> None:
     added(line, numbers, 2)
     assert taken(line, 0) == [0, 1]
     assert taken(line, 1) == [4, 5]
+
+
+def test_what_nobody_comes_for_is_taken_by_who_has_more(numbers: Iterator[int]) -> None:
+    line = Line(2)
+    samples = added(line, numbers, 2)
+    taken(line, 0), taken(line, 1)
+    line.remove(samples[:1])  # by its deadline; the first worker hangs in its call
+    added(line, numbers, 1)
+    for _ in range(PATIENCE):
+        assert taken(line, 1) == [1]
+    assert taken(line, 1) == [1, 2]
 
 
 def test_who_is_left_takes_all(numbers: Iterator[int]) -> None:
