@@ -314,9 +314,16 @@ def test_tie_is_called_one() -> None:
 
 
 def test_empty_run_is_said_to_be_one() -> None:
-    empty = replace(small_report(), rows=())
+    empty = replace(small_report(), rows=(), sections={})
     assert "Nothing was timed" in said(empty, "Measured:")
     assert "none" in said(empty, "Winner:")
+
+
+def test_run_of_sections_alone_has_no_winner_to_speak_of() -> None:
+    report = replace(small_report(), rows=(), sections={"serving": ({"figure": "alone", "value": 1.0},)})
+    lines = [text_of(line) for line in summary(report)]
+    assert [line.partition(":")[0] for line in lines] == ["Measured", "Skipped"]
+    assert "What it measured is below" in lines[0]
 
 
 def test_run_without_twins_admits_it() -> None:

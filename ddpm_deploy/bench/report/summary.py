@@ -39,6 +39,8 @@ def summary(report: Report) -> list[Line]:
     parts: tuple[Callable[[Report], list[Line]], ...] = (
         _measured, _winners, _picture, _parity, _limit, _noise, _noisy, _skipped,
     )  # fmt: skip
+    if not report.rows and report.sections:
+        parts = (_measured, _skipped)
     return [line for part in parts for line in part(report)]
 
 
@@ -89,7 +91,7 @@ def _measured(report: Report) -> list[Line]:
             Strong("Measured: "),
             f"{head} {rows}. All were correct to their budgets before they were timed."
             if report.rows
-            else f"{head} Nothing was timed.",
+            else f"{head} {'What it measured is below' if report.sections else 'Nothing was timed'}.",
         )
     ]
 
