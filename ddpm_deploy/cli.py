@@ -64,7 +64,8 @@ def run_command(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = run(**vars(parser.parse_args(argv))) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where there is no console
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # who read the output has seen enough
         with suppress(OSError, ValueError):

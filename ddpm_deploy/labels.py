@@ -32,8 +32,8 @@ def label_numbers(words: Iterable[str], manifest: Manifest) -> tuple[str, NDArra
     condition = labelled(manifest)
     if condition is None:
         names = ", ".join(condition.name for condition in manifest.conditions) or "none"
-        got = ",".join(words[:10])
-        raise ValueError(f"label: got {got!r}, but the bundle has no one condition with classes; it has {names}")
+        hint = "give a prompt" if manifest.tokenizer is not None else f"its conditions: {names}"
+        raise ValueError(f"label: got {','.join(words[:10])!r}, but the model has no classes to choose from; {hint}")
     return condition.name, np.array([_number(word, condition) for word in words], np.int64)
 
 

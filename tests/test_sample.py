@@ -193,7 +193,7 @@ def test_steering_that_cannot_be_meant_exits_2(guided, words: list[str], message
 def test_a_label_for_a_bundle_without_classes_exits_2(sample) -> None:
     code, _, error = sample("--out", "x.npy", "--label", 7)
     assert code == 2
-    assert "label: got '7', but the bundle has no one condition with classes; it has none" in error
+    assert "label: got '7', but the model has no classes to choose from; its conditions: none" in error
 
 
 def test_an_interval_that_is_none_is_refused_by_the_parser(guided, capsys: pytest.CaptureFixture) -> None:

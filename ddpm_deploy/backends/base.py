@@ -236,7 +236,7 @@ def open_backend(
 def check_threads(threads: int | None) -> None:
     """ValueError for a number that no runtime could start; None means all CPUs."""
     if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise ValueError(f"threads: got {threads}, expected 1 to {MAX_THREADS}, or None for all CPUs")
+        raise ValueError(f"threads: got {threads}, expected 1 to {MAX_THREADS}; leave it out for all CPUs")
 
 
 def one_line(error: object) -> str:

@@ -37,7 +37,7 @@ def draw_shards(asked: argparse.Namespace) -> int:
     if asked.print_plan:
         print(order.plan, file=sys.stderr if asked.json else sys.stdout)
     mine = order.part(*asked.shard)
-    samples, began = sum(len(order.positions(shard)) for shard in mine), time.perf_counter()
+    samples, began = order.samples_in(mine), time.perf_counter()
     with _bar(asked, samples, "drawing") as bar:
         drawn = (_drawn_on_ray if asked.ray else _drawn_here)(asked, bundle, order, bar.update)
     seconds = round(time.perf_counter() - began, 3)

@@ -59,6 +59,11 @@ class Order:
         """Which samples of the set are in a shard, counted from 0; their index within the seed is `start` more."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num))
 
+    def samples_in(self, shards: range) -> int:
+        """How many samples those shards have in all."""
+        missing = self.shards * self.shard_size - self.num
+        return len(shards) * self.shard_size - missing * (self.shards - 1 in shards)
+
     def part(self, own: int, parts: int) -> range:
         """The shards of one of several workers, 1 to `parts`: every shard is one worker's, in any number of them."""
         return range(own - 1, self.shards, parts)

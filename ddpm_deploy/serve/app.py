@@ -35,11 +35,11 @@ from ddpm_deploy.serve.handle import Array, Handle
 from ddpm_deploy.serve.journal import Journal, Note
 from ddpm_deploy.serve.limits import Limits
 from ddpm_deploy.serve.metrics import Metrics
-from ddpm_deploy.serve.models import ServedModels, served
+from ddpm_deploy.serve.models import ServedModel, ServedModels, served
 from ddpm_deploy.serve.page import add_page
 from ddpm_deploy.serve.pictures import npy
 from ddpm_deploy.serve.problems import ERRORS, answer_problems
-from ddpm_deploy.serve.stream import EventStream
+from ddpm_deploy.serve.stream import EVENT, EventStream
 from ddpm_deploy.serve.tracing import Tracing
 
 NPY = "application/x-npy"
@@ -50,7 +50,7 @@ DRAWN: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The pictures, or with `stream` the events of their making.",
         "content": {
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": EVENT},
             NPY: {"schema": {"type": "string", "format": "binary"}},
         },
     }
@@ -138,8 +138,10 @@ class Service:
 
     def check_token(self, headers: Headers) -> None:
         """Status 401 unless the client may ask."""
-        given = headers.get("authorization", "").encode()
-        if self._token is not None and not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+        if self._token is None:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token.encode()):
             raise HTTPException(401, "the bearer token is missing or wrong", {"WWW-Authenticate": "Bearer"})
 
     async def _body(self, request: Request) -> bytes:
@@ -198,6 +200,14 @@ def make_app(
         """The model served, and what may be asked of it."""
         service.check_token(request.headers)
         return ServedModels(data=[described])
+
+    @app.get("/v1/models/{name}", responses={401: ERRORS[401], 404: {"description": "Another model than that served."}})
+    async def model(request: Request, name: str) -> ServedModel:
+        """What may be asked of the model served."""
+        service.check_token(request.headers)
+        if name != described.id:
+            raise HTTPException(404, f"model: got {name!r}, expected {described.id!r}")
+        return described
 
     @app.get("/healthz", responses={503: {"description": "The warm-up or every device has failed."}})
     async def healthz() -> JSONResponse:

@@ -31,7 +31,9 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: str = Field("", max_length=1000, description="What to draw; the label, where the model reads no text.")
-    label: str | None = Field(None, max_length=1000, description="A class by name or number; several, with commas.")
+    label: Annotated[str, Field(max_length=1000)] | Annotated[int, Field(ge=0)] | None = Field(
+        None, description="A class by name or number; several, with commas."
+    )
     model: str | None = Field(None, max_length=200, description="The name of the model served.")
     n: int = Field(1, ge=1, description="How many pictures.")
     size: str | None = Field(None, pattern=SIZE_PATTERN, description="WIDTHxHEIGHT, or auto.")
@@ -100,7 +102,7 @@ def parsed(body: bytes) -> GenerationRequest:
         return GenerationRequest.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "body"
+        where = str(first["loc"][0]) if first["loc"] else "body"
         raise ValueError(
             f"{where}: {_unknown(where) if first['type'] == 'extra_forbidden' else first['msg']}"
         ) from None
@@ -108,7 +110,7 @@ def parsed(body: bytes) -> GenerationRequest:
 
 def _unknown(name: str) -> str:
     fields = GenerationRequest.model_fields
-    near = difflib.get_close_matches(name, fields, 1)
+    near = difflib.get_close_matches(name, fields, 1, 0.7)
     return f"there is no such field; {f'did you mean {near[0]}?' if near else 'known are ' + ', '.join(fields)}"
 
 
@@ -191,10 +193,11 @@ def _size(text: str | None, max_pixels: int) -> Sequence[int] | None:
 
 def _steering(request: GenerationRequest, manifest: Manifest) -> dict[str, Any]:
     """The prompt where the model reads text, or else the labels; an empty prompt is none."""
+    label = None if request.label is None else str(request.label)
     if manifest.tokenizer is not None and request.prompt:
-        labels = {} if request.label is None else dict([labels_of(request.label, manifest, request.n)])
+        labels = {} if label is None else dict([labels_of(label, manifest, request.n)])
         return {"prompt": request.prompt, "condition": labels}
-    if request.label is not None and request.prompt:
+    if label is not None and request.prompt:
         raise ValueError("label: given together with prompt, which is the label here; give one of the two")
-    text = request.label if request.label is not None else request.prompt or None
+    text = label if label is not None else request.prompt or None
     return {} if text is None else {"condition": dict([labels_of(text, manifest, request.n)])}

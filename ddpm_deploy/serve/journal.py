@@ -85,6 +85,8 @@ class Journal:
             return
         note = _note(scope)
         current.set(note)
+        if note.method == "HEAD":  # as GET; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         scope.setdefault("state", {})["note"] = note
         span = self._tracing.begin(scope) if self._tracing is not None and note.for_pictures else None
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from typing import Any
 
 from ddpm_deploy.serve.journal import current
+
+BROKEN = re.compile(r'[\s="]')
 
 
 class JsonFormatter(logging.Formatter):
@@ -33,7 +36,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """As text."""
         shown = [_moment(record), f"{record.levelname}:", record.getMessage()]
-        shown += [f"{name}={value}" for name, value in _fields(record).items()]
+        shown += [f"{name}={_quoted(value)}" for name, value in _fields(record).items()]
         line = " ".join(shown)
         if not line.isprintable():
             line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
@@ -52,6 +55,12 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     note = current.get()
     known = {} if note is None else {"request_id": note.id}
     return known | getattr(record, "fields", {})
+
+
+def _quoted(value: Any) -> str:
+    """As it is, or in quotes where it could be taken for several fields."""
+    text = str(value)
+    return json.dumps(text) if BROKEN.search(text) else text
 
 
 def _moment(record: logging.LogRecord) -> str:

@@ -85,9 +85,11 @@ class DrainingServer(uvicorn.Server):
         self._last_resort()
 
     def _drain(self) -> None:
+        logger.info("serve: draining, samples still to be drawn: %d", self._engine.held)
         if not self._engine.drain(self._drain_s):
             logger.warning("serve: %d samples were not finished in %g s of drain", self._engine.held, self._drain_s)
             self._engine.close(ABORT_S)
+        logger.info("serve: drained")
         self.should_exit = True
 
 

@@ -21,6 +21,13 @@ from ddpm_deploy.serve.pictures import encoded, size_of
 from ddpm_deploy.serve.problems import problem_of
 
 QUEUED, PARTIAL, COMPLETED = (f"image_generation.{name}" for name in ("queued", "partial_image", "completed"))
+ERROR = "error"
+EVENT = {
+    "type": "object",
+    "description": "An event of the stream; `data` is JSON, with the `type` that `event` says.",
+    "properties": {"event": {"enum": [QUEUED, PARTIAL, COMPLETED, ERROR]}, "data": {"type": "string"}},
+    "required": ["event", "data"],
+}
 HEARTBEAT_S = 1.0
 UNDER_WAY = b": under way\n\n"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second keeps nginx from collecting events
@@ -108,4 +115,4 @@ def _event(kind: str, **data: Any) -> bytes:
 
 
 def _error(error: Exception, **data: Any) -> bytes:
-    return _event("error", **data, **problem_of(error).body)
+    return _event(ERROR, **data, **problem_of(error).body)

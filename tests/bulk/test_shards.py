@@ -163,6 +163,9 @@ def test_every_shard_is_one_parts(guided_bundle: Path) -> None:
     with Sampler.load(guided_bundle) as sampler:
         order = Order(sampler.plan(steps=1), num=103, shard_size=10)
     assert (order.shards, len(order.positions(10))) == (11, 3)
+    assert [order.samples_in(order.part(i, 3)) for i in (1, 2, 3)] == [
+        sum(len(order.positions(shard)) for shard in order.part(i, 3)) for i in (1, 2, 3)
+    ]
     for parts in range(1, 15):
         all_shards = [shard for own in range(parts) for shard in order.part(own + 1, parts)]
         assert sorted(all_shards) == list(range(11))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import io
 import json
@@ -180,6 +181,8 @@ def test_the_model_is_described_with_what_may_be_asked_of_it(grey) -> None:
         "limits": {"n": 4, "steps": 50, "pixels": 4 * 16, "work": 2**30, "deadline_s": 60.0},
     }
     assert expected.items() <= model.items()
+    assert client.get("/v1/models/numpy").body == model
+    assert client.get("/v1/models/other").message == "model: got 'other', expected 'numpy'"
     for solver in model["solvers"]:
         assert client.post(solver=solver, steps=3).status == 200
     with serving(prompted_sampler(), token="s3cret") as (client, *_):
@@ -278,6 +281,27 @@ def test_a_client_that_goes_away_in_its_body_is_no_error(grey, caplog: pytest.Lo
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/v1/models", "/v1/none"])
+def test_head_is_get_without_the_body(grey, path: str) -> None:
+    _, client = grey
+    connection = client.connect()
+    with contextlib.closing(connection):
+        connection.request("HEAD", path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (client.get(path).status, b"")
+        assert int(answer.getheader("content-length")) > 0
+        connection.request("HEAD", path)  # nothing is left of the first answer
+        assert connection.getresponse().status == answer.status
+
+
+def test_a_label_may_be_a_number() -> None:
+    with serving(numpy_sampler(labelled=True, shape=(1, 4, 4))) as (client, *_):
+        by_name, by_text, by_number = (client.post(label=label, seed=1, steps=2).pixels for label in ("c", "2", 2))
+        assert np.array_equal(by_name, by_number)
+        assert np.array_equal(by_name, by_text)
+        assert client.post(label=3).message.startswith("label: got '3', expected one of a, b, c")
+
+
 def test_an_unknown_path_and_method_are_refused_in_the_same_form(grey) -> None:
     _, client = grey
     assert client.get("/v1/none").message == "Not Found"
@@ -286,9 +310,11 @@ def test_an_unknown_path_and_method_are_refused_in_the_same_form(grey) -> None:
 
 def test_the_token_is_asked_of_those_who_draw() -> None:
     with serving(numpy_sampler(shape=(1, 4, 4)), token="s3cret") as (client, *_):
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "s3cret"}):
+        for given in (None, "Bearer wrong", "s3cret", "Basic s3cret", "Bearer"):
+            headers = {} if given is None else {"Authorization": given}
             assert client.post(steps=2, headers=headers).status == 401
-        assert client.post(steps=2, headers={"Authorization": "Bearer s3cret"}).status == 200
+        for given in ("Bearer s3cret", "bearer s3cret", "BEARER  s3cret"):
+            assert client.post(steps=2, headers={"Authorization": given}).status == 200
         assert client.get("/healthz").status == 200
 
 

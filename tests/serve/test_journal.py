@@ -202,8 +202,9 @@ def test_a_defect_of_ours_is_a_status_500_with_an_id_and_a_traceback_in_the_log(
 
 def test_text_cannot_be_made_to_look_like_another_line() -> None:
     record = logging.LogRecord("x", logging.INFO, "f", 1, "a\n2026 ERROR: forged", None, None)
-    record.fields = {"path": "/\x1b[31m\r\n"}
+    record.fields = {"path": "/\x1b[31m\r\n status=200", "status": 404}
     shown = TextFormatter().format(record)
+    assert shown.endswith('status=200" status=404')
     assert "\n" not in shown
     assert "\x1b" not in shown
     assert "forged" in shown

@@ -21,7 +21,8 @@ from schemathesis.specs.openapi.checks import (
 
 from ddpm_deploy.serve.limits import Limits
 
-OPERATIONS = [("POST", PATH), ("GET", "/v1/models"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics")]
+READ = ("/v1/models", "/v1/models/{name}", "/healthz", "/readyz", "/metrics")
+OPERATIONS = [("POST", PATH), *(("GET", path) for path in READ)]
 
 
 DEADLINE = 504
@@ -67,5 +68,12 @@ def test_every_answer_is_one_that_the_document_names(api, method: str, path: str
         seen.add(response.status_code)
 
     answers()
-    assert seen & ({200} if mode == "POSITIVE" else {400, 415})
+    fine = 404 if "{" in path else 200  # no made-up name is that of the model
+    assert seen & ({fine} if mode == "POSITIVE" else {400, 415})
     assert {status for status in seen if status >= 500} <= {DEADLINE}, "a deadline may be asked for that is too short"
+
+
+@pytest.mark.parametrize("body", [{"steps": 2}, {"steps": 20, "n": 3, "partial_images": 3}, {"deadline_s": 1e-6}])
+def test_a_stream_has_the_events_that_the_document_names(api, body: dict) -> None:
+    case = api[PATH]["POST"].Case(body={"stream": True, **body}, media_type="application/json")
+    assert case.call_and_validate(timeout=20, checks=CHECKS).status_code == 200

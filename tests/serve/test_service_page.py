@@ -174,7 +174,10 @@ def test_a_prompt_is_read_where_the_model_reads_text(browser: Any) -> None:
     with serving(prompted_sampler()) as (client, *_), visit(browser, f"http://127.0.0.1:{client.port}/") as page:
         ready(page)
         assert "big, blue, cat, dog" in page.locator("#prompt-hint").inner_text()
+        page.get_by_label("Prompt").fill("a Blue cow")
+        assert page.locator("#prompt-hint").inner_text().startswith("It was not taught: a, cow.")
         page.get_by_label("Prompt").fill("blue cat")
+        assert "taught" not in page.locator("#prompt-hint").inner_text()
         page.get_by_role("spinbutton", name="Pictures").fill("1")
         page.get_by_label("Seed").fill("3")
         page.get_by_label("Prompt").press("Enter")
@@ -182,6 +185,23 @@ def test_a_prompt_is_read_where_the_model_reads_text(browser: Any) -> None:
         (expected,) = client.post(prompt="blue cat", seed=3, guidance=2).pixels
         assert np.array_equal(pixels(page, "#gallery img")[0], expected)
         assert page.locator("#gallery strong").inner_text() == "blue cat"
+
+
+def test_a_field_that_was_wrong_may_be_put_right(page: Any) -> None:
+    page.get_by_label("Seed").fill(str(2**53))
+    page.get_by_role("button", name="Draw").click()
+    assert page.locator("#seed").evaluate("field => field.validationMessage") == f"A whole number up to {2**53 - 1}"
+    page.get_by_label("Seed").fill("7")
+    count = page.get_by_role("spinbutton", name="Pictures")
+    count.fill("1")
+    for label in "abc":
+        page.get_by_label(label, exact=True).check(force=True)
+    page.get_by_role("button", name="Draw").click()
+    assert count.evaluate("field => field.validationMessage") == "At least 3, one for each label"
+    count.fill("3")
+    page.get_by_role("button", name="Draw").click()
+    page.locator("#gallery li").wait_for()
+    assert "seed 7" in page.locator("#gallery .caption").inner_text()
 
 
 # -- for everybody ----------------------------------------------------------------------------------------------------

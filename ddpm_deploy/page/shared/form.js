@@ -56,7 +56,10 @@ export function makeForm(model, live) {
     offerSteps(steps);
     $("seed").value = seed;
     if (model.guided && (asked.length || prompt)) setGuidance(guidance);
-    if (model.prompt) $("prompt").value = prompt;
+    if (model.prompt) {
+      $("prompt").value = prompt;
+      $("prompt").oninput();
+    }
     labels.choose(asked);
     $("draw").focus();
   }
@@ -67,6 +70,7 @@ export function makeForm(model, live) {
       if (stopping) return;
       labels.check();
       checkSeed();
+      checkCount(labels.chosen().length);
       if (!$("form").reportValidity()) return;
       stopping = new AbortController();
       busy(true);
@@ -93,6 +97,7 @@ export function makeForm(model, live) {
   $("solver").onchange = () => offerSteps(stepsOf().includes(wanted()) ? wanted() : model.default.steps);
   $("steps").oninput = nameSteps;
   $("form").onkeydown = submitsOnEnter;
+  $("form").addEventListener("input", forgive);
   const wanted = () => Number($("steps-value").textContent);
 
   $("solver").value = model.default.solver;
@@ -106,6 +111,16 @@ function checkSeed() {
   $("seed").setCustomValidity(wrong ? `A whole number up to ${Number.MAX_SAFE_INTEGER}` : "");
 }
 
+function checkCount(labels) {
+  const few = labels > $("n").valueAsNumber;
+  $("n").setCustomValidity(few ? `At least ${labels}, one for each label` : "");
+}
+
+/** Whatever was wrong may be right now; the next request tells. A field that stays wrong keeps the form from asking. */
+function forgive() {
+  for (const field of $("form").elements) field.setCustomValidity("");
+}
+
 function submitsOnEnter(event) {
   if (event.key !== "Enter" || event.shiftKey || event.target !== $("prompt")) return;
   event.preventDefault();
@@ -115,8 +130,14 @@ function submitsOnEnter(event) {
 function showPrompt({ vocabulary, required }) {
   $("prompt-field").hidden = false;
   $("prompt").required = required;
+  const known = new Set(vocabulary);
   const words = vocabulary.length <= MOST_WORDS ? `It knows these words: ${vocabulary.join(", ")}.` : "";
-  $("prompt-hint").textContent = [words, required ? "" : "Empty draws anything."].filter(Boolean).join(" ");
+  const unknown = () => [...new Set($("prompt").value.toLowerCase().split(/\s+/).filter((word) => word && !known.has(word)))];
+  $("prompt").oninput = () => {
+    const warning = unknown().length ? `It was not taught: ${unknown().join(", ")}.` : "";
+    $("prompt-hint").textContent = [warning, words, required ? "" : "Empty draws anything."].filter(Boolean).join(" ");
+  };
+  $("prompt").oninput();
 }
 
 function showGuidance() {

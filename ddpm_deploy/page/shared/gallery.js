@@ -36,7 +36,7 @@ export function makeGallery(model, copies, again) {
 }
 
 function facts({ labels, prompt, guidance, solver, steps, seed }, seconds) {
-  const title = [prompt, labels.join(", ")].filter(Boolean).join(" · ") || "No label";
+  const title = [prompt, labels.join(", ")].filter(Boolean).join(" · ") || "Anything";
   const weight = guidance === 1 ? [] : [`guidance ${guidance}`];
   const details = [solver, `${steps} steps`, ...weight, `seed ${seed}`, seconds].join(" · ");
   return [make("strong", { textContent: title }), make("span", { textContent: details })];
