@@ -21,7 +21,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 
 from ddpm_deploy.serve.ray_app import Settings, build
 
-PATIENCE_S = 60
+PATIENCE_S = 150
 
 
 def free_port() -> int:
@@ -78,7 +78,7 @@ def main() -> None:
     )
     try:
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
-        handle = serve.run(build(Settings(threads=1, max_n=16, autoscaling=scaling)))
+        handle = serve.run(build(Settings(threads=1, max_n=16, deadline_s=PATIENCE_S, autoscaling=scaling)))
         until(lambda: ask(base, "/readyz")[0] == 200)
         status, answer = draw(base, n=2, steps=4, solver="unipc", seed=7, label="3")
         report = {

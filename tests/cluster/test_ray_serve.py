@@ -23,11 +23,11 @@ from ddpm_deploy.images import to_pil
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_the_application_draws_streams_refuses_and_grows(tmp_path: Path) -> None:
     command = [sys.executable, str(Path(__file__).with_name("ray_service.py"))]
     done = subprocess.run(
-        command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=220, check=False
+        command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
