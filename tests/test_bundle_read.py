@@ -83,7 +83,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "json empty": (lambda b: (b / "bundle.json").write_bytes(b""), "the file is damaged, copy or export it again"),
     "json missing": (lambda b: (b / "bundle.json").unlink(), "holds no bundle.json, so it is no bundle"),
     "json is a link": (lambda b: replace_by_link(b / "bundle.json"), "bundle.json: is a link"),
-    "folder missing": (shutil.rmtree, "no such bundle; give a folder with a bundle.json or an .onnx file"),
+    "folder missing": (
+        shutil.rmtree,
+        "no such bundle; give a folder with a bundle.json, an .onnx file, or digits or shapes",
+    ),
 }
 needs_posix = {"graph is a link", "graph is a fifo", "json is a link"}
 

@@ -119,7 +119,8 @@ def sha256_of(data: bytes) -> str:
 
 def _read_folder(root: Path, digest: str | None, verify: bool) -> Bundle:
     if not root.is_dir():
-        raise BundleError(f"{root}: no such bundle; give a folder with a {MANIFEST_NAME} or an .onnx file")
+        names = " or ".join(PACKAGED)
+        raise BundleError(f"{root}: no such bundle; give a folder with a {MANIFEST_NAME}, an .onnx file, or {names}")
     if not os.path.lexists(root / MANIFEST_NAME):
         raise BundleError(f"{root}: holds no {MANIFEST_NAME}, so it is no bundle; give the folder that export wrote")
     text = _read_small(root / MANIFEST_NAME)
