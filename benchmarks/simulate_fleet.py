@@ -11,20 +11,22 @@ serving/fleet.py.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.serving.contenders import IN_FLIGHT
 from benchmarks.serving.fleet import Outcome, Pace, arrivals, simulate
-from benchmarks.serving.load import LIMIT, MIX
+from benchmarks.serving.load import LIMIT, MIX, Trace
 from benchmarks.serving.page import into
 from ddpm_deploy.bench.record import read_report
 from ddpm_deploy.bench.report.summary import device_in_words
 from ddpm_deploy.bench.report.words import number
 
-STEP_SECTION, ALONE_SECTION = "serving_steps", "serving_alone"
+STEP_SECTION, ALONE_SECTION, TRIAL_SECTION = "serving_steps", "serving_alone", "serving_trials"
 MARK = "python -m benchmarks.simulate_fleet"
 STEPS = tuple(kind.steps for kind in MIX)
 RATES = (10.0, 100.0, 1000.0, 10_000.0, 1_000_000.0)
@@ -33,6 +35,7 @@ FLEETS = (1, 4, 40)
 PER_MACHINE, AT_LEAST, AT_MOST = 2000, 20_000, 200_000  # simulated requests; with fewer a fleet would not fill
 SIMULATED = 100  # machines; of more, each sees what it sees among these (Mitzenmacher 2001)
 FULL = 0.9  # what no machine is loaded beyond: so near its end, a simulation of some seconds says too little
+TRACES = 40  # simulated beside a run
 CLOSE = 0.02  # of a machine's most, how near the search for a load comes
 
 
@@ -142,6 +145,31 @@ def pace_of(folder: Path) -> tuple[Pace, str]:
     return Pace.between(seconds, alone, streams), f"{report.model['name']} on {device_in_words(report.machine)}"
 
 
+def beside(folder: Path, pace: Pace) -> str:
+    """What the run itself measured at the rates that it tried twice, and what a simulation of one machine says."""
+    tried: dict[float, list[Mapping[str, Any]]] = {}
+    for trial in read_report(folder).sections.get(TRIAL_SECTION, ()):
+        if trial["contender"] == IN_FLIGHT and not trial["stopped"]:
+            tried.setdefault(float(trial["rate"]), []).append(trial)
+    said = []
+    for rate, trials in sorted(tried.items()):
+        if len(trials) < 2:
+            continue
+        found = [_p99(pace, Trace.drawn(int(trials[0]["n"]), seed), rate) for seed in range(TRACES)]
+        low, middle, high = np.percentile(found, (10, 50, 90))
+        there = " and ".join(number(float(trial["p99"])) for trial in trials)
+        said.append(
+            f"at {rate:.3g} requests/s {there} times as long as alone, "
+            f"in simulations {number(middle)} ({number(low)} to {number(high)})"
+        )
+    return f"Beside it, of one machine, 99 % took at most: {'; '.join(said)}." if said else ""
+
+
+def _p99(pace: Pace, trace: Trace, rate: float) -> float:
+    outcome = simulate(trace.at / rate, np.array(trace.of_kinds(STEPS), np.int64), pace, 1)
+    return float(np.percentile(outcome.latency_s / outcome.alone_s, 99))
+
+
 def measured() -> tuple[Pace, str]:
     """The step times of the digits model in an engine here."""
     from benchmarks.serving.pace import engine_steps, measure_pace
@@ -173,7 +201,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("reports, --measure: expected report folders or --measure, one of the two")
     paces = [measured()] if args.measure else [pace_of(folder) for folder in args.reports]
     steps = [int(count) for count in args.steps]
-    text = "\n\n".join(advice(pace, steps, args.rates, args.price_per_hour, what) for pace, what in paces)
+    texts = [advice(pace, steps, args.rates, args.price_per_hour, what) for pace, what in paces]
+    texts += filter(None, (beside(folder, pace) for folder, (pace, _) in zip(args.reports, paces, strict=False)))
+    text = "\n\n".join(texts)
     print(text)
     if args.into is not None:
         into(args.into, MARK, text)
