@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.serving.goodput import search, steps_between
 from benchmarks.serving.load import LIMIT, MIX, Trace, Trial
-from benchmarks.serving.pace import IDLE_S
+from benchmarks.serving.pace import IDLE_S, in_words
 from benchmarks.serving.processes import Service, body, litserve, our_service
 from ddpm_deploy import Sampler
 
@@ -55,8 +55,9 @@ class Http:
                     there.append(_through(service, requests))
         share = statistics.mean(there) / statistics.mean(here)
         what = f"{SOLVER} {STEPS}, {BATCH} pictures a request"
-        name = "sampler" if len(samplers) == 1 else f"{len(samplers)} streams"
-        self.say(figure=f"throughput, {what}", contender=name, value=statistics.mean(here), unit="pictures/s")
+        self.say(
+            figure=f"throughput, {what}", contender=in_words(samplers), value=statistics.mean(here), unit="pictures/s"
+        )
         self.say(figure=f"throughput, {what}", contender="our service", value=statistics.mean(there), unit="pictures/s")
         goal = {} if target is None else {"target": f"≥ {100 * target:g}", "met": share >= target}
         self.say(figure="through HTTP, of in process", contender="our service", value=100 * share, unit="%", **goal)

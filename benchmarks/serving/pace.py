@@ -39,6 +39,11 @@ class Pace:
         return self.streams * batch * len(MIX) / sum(self.full_s[batch])
 
 
+def in_words(way: Sequence[Sampler]) -> str:
+    """How many samplers draw side by side."""
+    return "sampler" if len(way) == 1 else f"{len(way)} streams"
+
+
 def measure_pace(samplers: Sequence[Sampler], batches: Sequence[int], budget_s: float = BUDGET_S) -> Pace:
     """Of as many calls as the budget allows. Alone is the median, on the first sampler while the others are idle; full
     is the mean, as the time of all calls is what a rate comes from."""

@@ -21,7 +21,7 @@ from benchmarks.serving.contenders import (
 )
 from benchmarks.serving.goodput import LOWEST, WANTED, Search, search, steps_between
 from benchmarks.serving.load import LIMIT, MIX, Flood, Trace, Trial, flood, offer
-from benchmarks.serving.pace import Pace
+from benchmarks.serving.pace import Pace, in_words
 from ddpm_deploy import Sampler
 from ddpm_deploy.errors import QueueFull
 
@@ -255,11 +255,6 @@ class Study:
 def short_p99_s(trials: Sequence[Trial]) -> float:
     """Of the requests of the first kind, over several trials."""
     return float(np.percentile(np.concatenate([t.latency_s[t.kinds == 0] for t in trials]), 99))
-
-
-def in_words(way: Sequence[Sampler]) -> str:
-    """How many samplers draw side by side."""
-    return "sampler" if len(way) == 1 else f"{len(way)} streams"
 
 
 def _at_least(share: float, target: float) -> bool:

@@ -179,7 +179,6 @@ def make_app(
         raise ValueError(f"bundle: samples of shape {shape} are no pictures, which is all that this service sends")
     service = Service(engine, limits or Limits(), token)
     service.warm = warm
-    described = served(service.sampler.manifest, service.limits, int(time.time()))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -195,13 +194,26 @@ def make_app(
         """Draw pictures."""
         return await service.generate(request)
 
+    _add_models(app, service)
+    _add_health(app, service)
+    add_page(app)
+    answer_problems(app)
+    app.add_middleware(Journal, admit=service.admit, metrics=service.metrics, tracing=tracing)
+    return app
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    described = served(service.sampler.manifest, service.limits, int(time.time()))
+
     @app.get("/v1/models", responses={401: ERRORS[401]})
     async def models(request: Request) -> ServedModels:
         """The model served, and what may be asked of it."""
         service.check_token(request.headers)
         return ServedModels(data=[described])
 
-    @app.get("/v1/models/{name}", responses={401: ERRORS[401], 404: {"description": "Another model than that served."}})
+    @app.get(
+        "/v1/models/{name:path}", responses={401: ERRORS[401], 404: {"description": "Another model than that served."}}
+    )
     async def model(request: Request, name: str) -> ServedModel:
         """What may be asked of the model served."""
         service.check_token(request.headers)
@@ -209,6 +221,8 @@ def make_app(
             raise HTTPException(404, f"model: got {name!r}, expected {described.id!r}")
         return described
 
+
+def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", responses={503: {"description": "The warm-up or every device has failed."}})
     async def healthz() -> JSONResponse:
         """Whether the process is of any use."""
@@ -223,11 +237,6 @@ def make_app(
     def metrics() -> PlainTextResponse:
         """Counters for Prometheus."""
         return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-    add_page(app)
-    answer_problems(app)
-    app.add_middleware(Journal, admit=service.admit, metrics=service.metrics, tracing=tracing)
-    return app
 
 
 async def _drawn(handle: Handle, request: Request) -> Array:
